@@ -1,0 +1,54 @@
+# Everything a reader or contributor types. `make` alone lists it.
+VENV  ?= .venv
+PY    := $(CURDIR)/$(VENV)/bin/python
+MIN   := $(shell sed -n 's/^min_python *= *//p' settings.ini)
+READY := $(VENV)/ready
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+
+help:  ## list the commands
+	@sed -n 's/^\([a-z]*\):.*## */  make \1	/p' $(MAKEFILE_LIST)
+
+lab: $(READY)  ## read and run the book in JupyterLab
+	@echo "JupyterLab opens on the table of contents, nbs/index.ipynb. Stop it here with Ctrl-C."
+	@$(PY) -m jupyterlab nbs/index.ipynb $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB)
+
+test: $(READY)  ## run every notebook and every test (FLAGS="slow gpu" adds the flagged cells)
+	@FLAGS="$(FLAGS)" $(PY) -m pytest -q tests $(PYTEST)
+
+check: $(READY)  ## seconds: export drift, clean notebooks, import order, size budget
+	@$(PY) -m pytest -q tests/test_house.py
+
+run: $(READY)  ## run chapters and keep their outputs (NB=nbs/01_flow.ipynb for one)
+	@$(PY) tests/house.py run $(NB)
+
+hooks: $(READY)  ## nbdev's git hooks, and `make check` before each commit
+	@nbdev_install_hooks
+	@printf '#!/bin/sh\nexec make check\n' > "$$(git rev-parse --git-path hooks)/pre-commit"
+	@chmod +x "$$(git rev-parse --git-path hooks)/pre-commit"
+	@echo "Hooks installed: notebooks merge cleanly, and make check runs before each commit."
+
+lock:  ## resolve the newest versions into requirements.lock (minutes; needs the network)
+	@rm -rf .venv-lock
+	@$(MAKE) --no-print-directory .venv-lock/ready VENV=.venv-lock LOCK=
+	@.venv-lock/bin/python -m pip freeze --all --exclude-editable --exclude pip > requirements.lock.new
+	@if grep -n '://' requirements.lock.new; then echo "The lines above carry an address; requirements.lock is left as it was."; exit 1; fi
+	@mv requirements.lock.new requirements.lock && rm -rf .venv-lock
+	@echo "requirements.lock is new: $$(wc -l < requirements.lock) packages. Run make test before committing it."
+
+# One environment serves every command. `ready` is written last, so an interrupted install starts again.
+LOCK := -c requirements.lock
+PYTHONS := $(PYTHON) python3 python3.13 python3.12 python3.11 python
+$(READY): requirements.lock settings.ini setup.py
+	@for p in $(PYTHONS); do \
+	   $$p -c 'import sys; sys.exit(sys.version_info < tuple(map(int, "$(MIN)".split("."))))' 2>/dev/null && python=$$p && break; done; \
+	 if [ -z "$$python" ]; then \
+	   echo "imm_edu needs Python $(MIN) or newer, and found none: install it (python.org, apt install python3, brew install python) or say where it is: make PYTHON=/path/to/python3"; exit 1; fi; \
+	 if ! $$python -c 'import venv, ensurepip' 2>/dev/null; then \
+	   echo "$$python cannot make virtual environments: install its venv module (Debian and Ubuntu: apt install python3-venv), then try again"; exit 1; fi; \
+	 echo "Making $(VENV) with $$($$python --version) $(if $(LOCK),from requirements.lock,with the newest packages): a few minutes and up to 7 GB the first time, seconds from then on."; \
+	 $$python -m venv $(VENV)
+	@test -t 1 || quiet=--quiet; $(PY) -m pip install $$quiet --disable-pip-version-check $(LOCK) --editable '.[dev]' \
+	 || { echo "The install did not finish: see the message above (no network? disk full?). Run the same command again to go on."; exit 1; }
+	@touch $@ && echo "$(VENV) is ready."
+
+.PHONY: help lab test check run hooks lock

@@ -1,0 +1,212 @@
+"""The rules of the house as functions; the tests, `make check` and `make run` call them.
+
+`python tests/house.py run [notebook ...]` runs chapters in a fresh kernel each and keeps their outputs.
+"""
+import ast
+import base64
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import nbformat
+
+ROOT = Path(__file__).resolve().parents[1]
+NBS, LIB = ROOT / "nbs", ROOT / "imm_edu"
+FLAGS = ("slow", "gpu")             # settings.ini: tst_flags
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
+def chapters():
+    "Every notebook of the book, in reading order"
+    return sorted(p for p in NBS.glob("*.ipynb") if not p.name.startswith("_"))
+
+
+def read(path):
+    return nbformat.read(path, as_version=4)
+
+
+def code_cells(nb):
+    return [c for c in nb.cells if c.cell_type == "code"]
+
+
+def directives(cell):
+    "The words after `#|` at the top of a cell"
+    return [m.group(1).strip() for m in re.finditer(r"^#\|\s*(.*)$", cell.source, re.M)]
+
+
+def flags(cell):
+    return [d for d in directives(cell) if d in FLAGS]
+
+
+def exports(cell):
+    return any(d in ("export", "exporti") for d in directives(cell))
+
+
+def module_of(nb):
+    "The module a notebook writes, or None"
+    names = [d.split()[1] for c in code_cells(nb) for d in directives(c) if d.startswith("default_exp")]
+    return names[0] if names else None
+
+
+# ---- drift: what nbdev would write, against what is committed
+
+def _nbdev(command, tree):
+    "Run an nbdev command on a copy of settings and notebooks"
+    shutil.copy(ROOT / "settings.ini", tree)
+    (tree / "imm_edu").mkdir()
+    (tree / "nbs").mkdir()
+    for p in chapters():
+        shutil.copy(p, tree / "nbs")
+    tool = Path(sys.executable).with_name(command)
+    done = subprocess.run([tool], cwd=tree, capture_output=True, text=True)
+    assert done.returncode == 0, f"{command} failed:\n{done.stdout}{done.stderr}"
+
+
+def export_drift():
+    "Modules that differ from what the notebooks export"
+    with tempfile.TemporaryDirectory() as d:
+        _nbdev("nbdev_export", Path(d))
+        fresh = {p.name: p.read_text() for p in (Path(d) / "imm_edu").glob("*.py")}
+    here = {p.name: p.read_text() for p in LIB.glob("*.py")}
+    return sorted(n for n in fresh.keys() | here.keys() if fresh.get(n) != here.get(n))
+
+
+def unclean():
+    "Notebooks that nbdev_clean would change"
+    with tempfile.TemporaryDirectory() as d:
+        _nbdev("nbdev_clean", Path(d))
+        return [p.name for p in chapters() if (Path(d) / "nbs" / p.name).read_text() != p.read_text()]
+
+
+# ---- order: a chapter uses only what comes before it
+
+def _imported(source):
+    "Modules of imm_edu that a piece of code imports"
+    lines = [l for l in source.splitlines() if not l.lstrip().startswith(("%", "!"))]
+    for node in ast.walk(ast.parse("\n".join(lines))):
+        if isinstance(node, ast.Import):
+            yield from (a.name.split(".")[1] for a in node.names if a.name.startswith("imm_edu."))
+        elif isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            if module == "imm_edu" or (node.level and not module):
+                yield from (a.name for a in node.names)
+            elif module.startswith("imm_edu."):
+                yield module.split(".")[1]
+            elif node.level:
+                yield module.split(".")[0]
+
+
+def order_faults(paths=None):
+    "Imports of a later chapter, as sentences. `show` draws and nothing else, so any chapter's own cells may use it."
+    books = [(p.stem, read(p)) for p in (paths or chapters()) if p.stem[:2].isdigit()]
+    number = {module_of(nb): stem for stem, nb in books if module_of(nb)}
+    faults = []
+    for stem, nb in books:
+        for cell in code_cells(nb):
+            for m in _imported(cell.source):
+                if m not in number or (m == "show" and not exports(cell)):
+                    continue
+                if number[m] > stem or (exports(cell) and number[m] == stem):
+                    faults.append(f"{stem} imports imm_edu.{m}, which {number[m]} writes: a chapter may use only earlier ones")
+    return faults
+
+
+# ---- budget: short cells, small files
+
+def budget(path):
+    "What a reader has to take in, as numbers"
+    nb = read(path)
+    cells = code_cells(nb)
+    sizes = sorted(len([l for l in c.source.splitlines() if l.strip()]) for c in cells)
+    pngs = [len(o.data["image/png"]) * 3 // 4 for c in cells for o in c.get("outputs", []) if "image/png" in o.get("data", {})]
+    return SimpleNamespace(name=path.stem, kB=path.stat().st_size / 1000, code=len(cells), text=len(nb.cells) - len(cells),
+        median=sizes[len(sizes) // 2] if sizes else 0, long=sum(s > 15 for s in sizes), longest=sizes[-1] if sizes else 0,
+        png=max(pngs, default=0) / 1000, pngs=len(pngs))
+
+
+def first_picture(path):
+    "The first PNG stored in a notebook, as bytes"
+    return next(base64.b64decode(o.data["image/png"]) for c in code_cells(read(path)) for o in c.outputs if "image/png" in o.get("data", {}))
+
+
+# ---- run: fill in the outputs that are committed
+
+def _without_widgets(nb):
+    "Drop live widgets from stored outputs: without a kernel they show an error, their static picture shows"
+    for cell in code_cells(nb):
+        for out in cell.get("outputs", []):
+            out.get("data", {}).pop(WIDGET, None)
+    nb.metadata.pop("widgets", None)
+
+
+def _joined(nb):
+    "One output per stream: a kernel may deliver a print in several pieces"
+    for cell in code_cells(nb):
+        joined = []
+        for out in cell.get("outputs", []):
+            if joined and out.output_type == "stream" == joined[-1].output_type and out.name == joined[-1].name:
+                joined[-1].text += out.text
+            else:
+                joined.append(out)
+        cell.outputs = joined
+
+
+def run(path):
+    "Run one notebook in a fresh kernel; its file changes only if every cell succeeded"
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError
+    nb, start = read(path), time.time()
+    skipped = {i: c for i, c in enumerate(nb.cells) if c.cell_type == "code" and flags(c) and not set(flags(c)) <= wanted_flags()}
+    kept = {i: c.source for i, c in skipped.items()}
+    for c in skipped.values():
+        c.source = ""
+    try:
+        NotebookClient(nb, kernel_name="python3", extra_arguments=["--log-level=40"], timeout=900, resources={"metadata": {"path": str(NBS)}}).execute()
+    except CellExecutionError as e:
+        plain = re.sub(r"\x1b\[[0-9;]*m", "", str(e))
+        raise SystemExit(f"{path.name} is unchanged: one of its cells failed.\n{plain}")
+    for i, source in kept.items():
+        nb.cells[i].source = source
+    _without_widgets(nb)
+    _joined(nb)
+    beside = path.with_name(f"_{path.name}")
+    nbformat.write(nb, beside)
+    os.replace(beside, path)
+    return time.time() - start
+
+
+def wanted_flags():
+    "Which flagged cells run: those named in FLAGS, and gpu where there is one"
+    asked = set(os.environ.get("FLAGS", "").split())
+    if unknown := asked - set(FLAGS):
+        raise SystemExit(f"FLAGS: unknown {sorted(unknown)}; known are {' and '.join(FLAGS)}")
+    if has_gpu():
+        asked.add("gpu")
+    return asked
+
+
+def has_gpu():
+    import torch
+    return torch.cuda.is_available()
+
+
+def main(args):
+    if not args or args[0] != "run":
+        raise SystemExit(__doc__)
+    subprocess.run([Path(sys.executable).with_name("nbdev_export")], cwd=ROOT, check=True)
+    for path in [Path(a).resolve() for a in args[1:]] or chapters():
+        print(f"{path.stem} ...", end=" ", flush=True)
+        print(f"{run(path):.0f} s", flush=True)
+        if path == NBS / "index.ipynb":
+            (NBS / "one_jump.png").write_bytes(first_picture(path))      # the README shows it too
+    subprocess.run([Path(sys.executable).with_name("nbdev_clean")], cwd=ROOT, check=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

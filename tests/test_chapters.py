@@ -1,0 +1,20 @@
+"Every notebook runs from top to bottom in a process of its own."
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import house
+
+
+@pytest.mark.parametrize("path", house.chapters(), ids=lambda p: p.stem)
+def test_chapter(path, book):
+    start = time.time()
+    book[path.stem] = 0.
+    command = [Path(sys.executable).with_name("nbdev_test"), "--path", path, "--n_workers", "0", "--flags", " ".join(house.wanted_flags())]
+    done = subprocess.run(command, cwd=house.ROOT, capture_output=True, text=True, env=dict(os.environ, MPLBACKEND="agg"))
+    book[path.stem] = time.time() - start
+    assert done.returncode == 0, f"{path.name} failed:\n{done.stdout[-2000:]}{done.stderr[-4000:]}"

@@ -1,0 +1,80 @@
+"The rules of the house, in seconds: `make check` runs exactly this file."
+import re
+
+import nbformat
+import pytest
+
+import house
+
+
+def test_the_notebooks_are_the_source():
+    differ = house.export_drift()
+    assert not differ, f"{', '.join(differ)} in imm_edu/ differ from what the notebooks export. Edit the notebook, then run nbdev_export"
+
+
+def test_notebooks_are_clean():
+    dirty = house.unclean()
+    assert not dirty, f"{', '.join(dirty)}: run nbdev_clean, so that differences show only what a person changed"
+
+
+def test_chapters_use_only_earlier_ones():
+    faults = house.order_faults()
+    assert not faults, "\n".join(faults)
+
+
+def _chapter(path, *sources):
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(s) for s in sources]), path)
+    return path
+
+
+@pytest.mark.parametrize("line", ["from imm_edu.late import x", "import imm_edu.late as l", "from imm_edu import late", "from .late import x", "from . import late"])
+@pytest.mark.parametrize("export", [True, False])
+def test_a_forward_import_is_noticed(tmp_path, line, export):
+    early = _chapter(tmp_path / "01_early.ipynb", "#|default_exp early", ("#|export\n" if export else "") + line)
+    late = _chapter(tmp_path / "02_late.ipynb", "#|default_exp late")
+    assert house.order_faults([early, late]) == ["01_early imports imm_edu.late, which 02_late writes: a chapter may use only earlier ones"]
+
+
+def test_drawing_is_for_everyone_but_not_in_the_library(tmp_path):
+    show = _chapter(tmp_path / "13_show.ipynb", "#|default_exp show")
+    assert not house.order_faults([_chapter(tmp_path / "01_a.ipynb", "#|default_exp a", "from imm_edu import show"), show])
+    assert house.order_faults([_chapter(tmp_path / "01_a.ipynb", "#|default_exp a", "#|export\nfrom imm_edu import show"), show])
+
+
+def test_size_budget(pytestconfig):
+    pytestconfig.budget = [house.budget(p) for p in house.chapters()]
+    large = [f"{b.name} ({b.kB:.0f} kB)" for b in pytestconfig.budget if b.kB > 500]
+    assert not large, f"over 500 kB: {', '.join(large)}. Lower the dpi of a figure, or print less"
+    heavy = [f"{b.name} ({b.png:.0f} kB)" for b in pytestconfig.budget if b.png > 100]
+    assert not heavy, f"a picture over 100 kB in {', '.join(heavy)}"
+
+
+@pytest.mark.parametrize("path", house.chapters(), ids=lambda p: p.stem)
+def test_outputs_are_there_and_fit_to_show(path):
+    nb = house.read(path)
+    kinds = [o.output_type for c in house.code_cells(nb) for o in c.outputs]
+    assert "error" not in kinds, f"{path.name} stores a traceback: make run NB=nbs/{path.name}"
+    assert house.budget(path).pngs, f"{path.name} stores no picture: make run NB=nbs/{path.name}"
+    live = [o for c in house.code_cells(nb) for o in c.outputs if house.WIDGET in o.get("data", {})]
+    assert not live, f"{path.name} stores a live widget, which shows an error where no kernel runs: make run NB=nbs/{path.name}"
+
+
+def test_every_chapter_is_on_the_table_of_contents():
+    index = (house.NBS / "index.ipynb").read_text()
+    readme = (house.ROOT / "README.md").read_text()
+    for p in house.chapters():
+        assert p.name == "index.ipynb" or f"({p.name})" in index, f"nbs/index.ipynb does not link {p.name}"
+    for link in re.findall(r"\]\(([^)#:]+?)(?:#[^)]*)?\)", readme):
+        assert (house.ROOT / link).exists(), f"README.md links {link}, which is not there"
+    for p in house.chapters():
+        for link in re.findall(r"\]\(([^)#:\s]+\.ipynb)(?:#[^)]*)?\)", p.read_text()):
+            assert (house.NBS / link).exists(), f"{p.name} links {link}, which is not there"
+
+
+def test_readme_shows_the_picture_of_the_index():
+    assert house.first_picture(house.NBS / "index.ipynb") == (house.NBS / "one_jump.png").read_bytes(), "run make run NB=nbs/index.ipynb"
+
+
+def test_lock_names_no_host_and_pins_everything():
+    for line in (house.ROOT / "requirements.lock").read_text().splitlines():
+        assert re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.+!_-]+", line), f"requirements.lock: {line!r} is not of the form name==version"

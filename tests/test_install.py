@@ -1,0 +1,98 @@
+"Setting up, importing and packaging."
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+
+import pytest
+
+import house
+
+
+def make(target, tree, path, **variables):
+    command = ["make", target, *(f"{k}={v}" for k, v in variables.items())]
+    return subprocess.run(command, cwd=tree, capture_output=True, text=True, env={"PATH": str(path), "HOME": str(tree)})
+
+
+@pytest.fixture
+def bare(tmp_path):
+    "A copy of what `make` reads, and a PATH with a shell's tools but no Python"
+    for name in ("Makefile", "settings.ini", "setup.py", "requirements.lock"):
+        shutil.copy(house.ROOT / name, tmp_path)
+    (tmp_path / "bin").mkdir()
+    for tool in ("sh", "sed", "id", "touch", "make"):
+        (tmp_path / "bin" / tool).symlink_to(shutil.which(tool))
+    return tmp_path
+
+
+def fake_python(tree, body):
+    p = tree / "bin" / "python3"
+    p.write_text(f"#!/bin/sh\n{body}\n")
+    p.chmod(0o755)
+
+
+@pytest.mark.parametrize("target", ["lab", "test", "check", "run"])
+@pytest.mark.parametrize("old", [True, False], ids=["old", "none"])
+def test_without_a_new_enough_python(bare, target, old):
+    if old:
+        fake_python(bare, "exit 1")         # what `sys.exit(sys.version_info < (3, 11))` gives on an old one
+    done = make(target, bare, bare / "bin")
+    first, *rest = done.stdout.strip().splitlines()
+    assert done.returncode and first.startswith("imm_edu needs Python 3.11 or newer") and "install it" in first and not rest
+    assert not (bare / ".venv").exists()
+
+
+def test_without_venv(bare):
+    fake_python(bare, 'case "$*" in *version_info*) exit 0;; *) exit 1;; esac')
+    done = make("test", bare, bare / "bin")
+    assert done.returncode and "apt install python3-venv" in done.stdout and len(done.stdout.strip().splitlines()) == 1
+    assert not (bare / ".venv").exists()
+
+
+def test_an_interrupted_install_is_not_taken_for_a_finished_one(bare):
+    fake_python(bare, 'case "$*" in "-m venv"*) mkdir -p .venv/bin; printf "#!/bin/sh\\nexit 1\\n" > .venv/bin/python; chmod +x .venv/bin/python;; *) exit 0;; esac')
+    for tool in ("mkdir", "chmod"):
+        (bare / "bin" / tool).symlink_to(shutil.which(tool))
+    for _ in range(2):
+        done = make("test", bare, bare / "bin")
+        assert done.returncode and "The install did not finish" in done.stdout, done.stdout + done.stderr
+    assert not (bare / ".venv" / "ready").exists()
+
+
+def test_a_second_call_does_not_install_again():
+    done = subprocess.run(["make", "-n", "check"], cwd=house.ROOT, capture_output=True, text=True)
+    if not (house.ROOT / ".venv" / "ready").exists():
+        pytest.skip("the tests run in an environment that make did not set up")
+    assert "pip" not in done.stdout, "the environment is ready, yet make would install again"
+
+
+def test_import_is_light():
+    code = """
+import sys, time, torch
+start = time.perf_counter()
+import imm_edu, imm_edu.mixture, imm_edu.flow, imm_edu.mmd, imm_edu.precond
+seconds = time.perf_counter() - start
+heavy = {"matplotlib", "IPython", "ipywidgets", "nbdev", "fastcore", "jupyterlab", "PIL", "sklearn"} & set(sys.modules)
+print(seconds, *sorted(heavy))
+"""
+    seconds, *heavy = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=house.ROOT).stdout.split()
+    assert not heavy, f"importing the library pulls in {heavy}, which only notebooks need"
+    assert float(seconds) < .3, f"importing the library takes {seconds} s beyond torch"
+
+
+def test_package_holds_the_library_and_nothing_else(tmp_path):
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    for name in ("setup.py", "settings.ini", "README.md", "LICENSE"):
+        shutil.copy(house.ROOT / name, tree)
+    shutil.copytree(house.LIB, tree / "imm_edu", ignore=shutil.ignore_patterns("__pycache__"))
+    command = [sys.executable, "-m", "pip", "wheel", ".", "--no-deps", "--no-index", "--no-build-isolation", "--quiet", "-w", tmp_path]
+    done = subprocess.run(command, cwd=tree, capture_output=True, text=True, env=dict(os.environ, PIP_DISABLE_PIP_VERSION_CHECK="1"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    wheel, = tmp_path.glob("*.whl")
+    names = {n for n in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in n}
+    assert names == {f"imm_edu/{p.name}" for p in house.LIB.glob("*.py")}
+    meta = zipfile.ZipFile(wheel).read(next(n for n in zipfile.ZipFile(wheel).namelist() if n.endswith("METADATA"))).decode()
+    for line in ("Name: imm_edu", "Requires-Dist: torch>=2.6", "Requires-Python: >=3.11", "License-Expression: Apache-2.0"):
+        assert line in meta, f"the package's metadata lacks {line!r}"
