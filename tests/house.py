@@ -4,6 +4,7 @@
 """
 import ast
 import base64
+import json
 import os
 import re
 import shutil
@@ -13,8 +14,6 @@ import tempfile
 import time
 from pathlib import Path
 from types import SimpleNamespace
-
-import nbformat
 
 ROOT = Path(__file__).resolve().parents[1]
 NBS, LIB = ROOT / "nbs", ROOT / "imm_edu"
@@ -28,16 +27,20 @@ def chapters():
 
 
 def read(path):
-    return nbformat.read(path, as_version=4)
+    "The cells of a notebook, as plain dictionaries with whole strings"
+    nb = json.loads(path.read_text(encoding="utf-8"))
+    for cell in nb["cells"]:
+        cell["source"] = "".join(cell["source"])
+    return nb
 
 
 def code_cells(nb):
-    return [c for c in nb.cells if c.cell_type == "code"]
+    return [c for c in nb["cells"] if c["cell_type"] == "code"]
 
 
 def directives(cell):
     "The words after `#|` at the top of a cell"
-    return [m.group(1).strip() for m in re.finditer(r"^#\|\s*(.*)$", cell.source, re.M)]
+    return [m.group(1).strip() for m in re.finditer(r"^#\|\s*(.*)$", cell["source"], re.M)]
 
 
 def flags(cell):
@@ -109,7 +112,7 @@ def order_faults(paths=None):
     faults = []
     for stem, nb in books:
         for cell in code_cells(nb):
-            for m in _imported(cell.source):
+            for m in _imported(cell["source"]):
                 if m not in number or (m == "show" and not exports(cell)):
                     continue
                 if number[m] > stem or (exports(cell) and number[m] == stem):
@@ -123,25 +126,33 @@ def budget(path):
     "What a reader has to take in, as numbers"
     nb = read(path)
     cells = code_cells(nb)
-    sizes = sorted(len([l for l in c.source.splitlines() if l.strip()]) for c in cells)
-    pngs = [len(o.data["image/png"]) * 3 // 4 for c in cells for o in c.get("outputs", []) if "image/png" in o.get("data", {})]
-    return SimpleNamespace(name=path.stem, kB=path.stat().st_size / 1000, code=len(cells), text=len(nb.cells) - len(cells),
+    sizes = sorted(len([l for l in c["source"].splitlines() if l.strip()]) for c in cells)
+    pngs = [len(p) * 3 // 4 for p in pictures(nb)]
+    return SimpleNamespace(name=path.stem, kB=path.stat().st_size / 1000, code=len(cells), text=len(nb["cells"]) - len(cells),
         median=sizes[len(sizes) // 2] if sizes else 0, long=sum(s > 15 for s in sizes), longest=sizes[-1] if sizes else 0,
         png=max(pngs, default=0) / 1000, pngs=len(pngs))
 
 
+def outputs(nb):
+    return [o for c in code_cells(nb) for o in c["outputs"]]
+
+
+def pictures(nb):
+    "The stored PNGs, in base64"
+    return ["".join(o["data"]["image/png"]) for o in outputs(nb) if "image/png" in o.get("data", {})]
+
+
 def first_picture(path):
     "The first PNG stored in a notebook, as bytes"
-    return next(base64.b64decode(o.data["image/png"]) for c in code_cells(read(path)) for o in c.outputs if "image/png" in o.get("data", {}))
+    return base64.b64decode(pictures(read(path))[0])
 
 
 # ---- run: fill in the outputs that are committed
 
 def _without_widgets(nb):
     "Drop live widgets from stored outputs: without a kernel they show an error, their static picture shows"
-    for cell in code_cells(nb):
-        for out in cell.get("outputs", []):
-            out.get("data", {}).pop(WIDGET, None)
+    for out in outputs(nb):
+        out.get("data", {}).pop(WIDGET, None)
     nb.metadata.pop("widgets", None)
 
 
@@ -149,7 +160,7 @@ def _joined(nb):
     "One output per stream: a kernel may deliver a print in several pieces"
     for cell in code_cells(nb):
         joined = []
-        for out in cell.get("outputs", []):
+        for out in cell.outputs:
             if joined and out.output_type == "stream" == joined[-1].output_type and out.name == joined[-1].name:
                 joined[-1].text += out.text
             else:
@@ -159,20 +170,20 @@ def _joined(nb):
 
 def run(path):
     "Run one notebook in a fresh kernel; its file changes only if every cell succeeded"
+    import nbformat
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError
-    nb, start = read(path), time.time()
-    skipped = {i: c for i, c in enumerate(nb.cells) if c.cell_type == "code" and flags(c) and not set(flags(c)) <= wanted_flags()}
-    kept = {i: c.source for i, c in skipped.items()}
-    for c in skipped.values():
-        c.source = ""
+    nb, start, wanted = nbformat.read(path, as_version=4), time.time(), wanted_flags()
+    left_out = [(c, c.source) for c in code_cells(nb) if not set(flags(c)) <= wanted]
+    for cell, _ in left_out:
+        cell.source = ""
     try:
         NotebookClient(nb, kernel_name="python3", extra_arguments=["--log-level=40"], timeout=900, resources={"metadata": {"path": str(NBS)}}).execute()
     except CellExecutionError as e:
         plain = re.sub(r"\x1b\[[0-9;]*m", "", str(e))
         raise SystemExit(f"{path.name} is unchanged: one of its cells failed.\n{plain}")
-    for i, source in kept.items():
-        nb.cells[i].source = source
+    for cell, source in left_out:
+        cell.source = source
     _without_widgets(nb)
     _joined(nb)
     beside = path.with_name(f"_{path.name}")
