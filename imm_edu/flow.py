@@ -9,7 +9,14 @@ import math
 import torch
 from torch import Tensor
 
-# %% ../nbs/01_flow.ipynb #01-009
+# %% ../nbs/01_flow.ipynb #01-011
+def _in_range(t:Tensor, name:str, lo:float, hi:float):
+    "Refuse times outside [lo, hi], and NaN; not inside torch.compile, where values are not known yet"
+    if torch.compiler.is_compiling(): return
+    wrong = ~((t >= lo - 1e-12) & (t <= hi + 1e-12))
+    if wrong.any(): raise ValueError(f"{name} must lie in [{lo:g}, {hi:g}]; got {t[wrong].flatten()[0]:g}")
+
+# %% ../nbs/01_flow.ipynb #01-013
 def as_time(
     t,              # a number, or a float64 tensor, scalar or [B]
     name:str="t",   # what to call it in an error
@@ -19,36 +26,36 @@ def as_time(
     "`t` as a checked float64 tensor; inside torch.compile only shape and dtype are checked"
     if not isinstance(t, Tensor): t = torch.as_tensor(t, dtype=torch.float64)
     if t.dtype != torch.float64:
-        raise TypeError(f"{name} is {t.dtype}, but times are float64: near t = 1 neighbouring times differ by less than "
-                        f"float32 can tell. Draw them with dtype=torch.float64")
-    if t.dim() > 1: raise ValueError(f"{name} has shape {list(t.shape)}; give one time, or one per sample with shape [B]")
-    if not torch.compiler.is_compiling():
-        wrong = ~((t >= lo - 1e-12) & (t <= hi + 1e-12))
-        if wrong.any(): raise ValueError(f"{name} must lie in [{lo:g}, {hi:g}]; got {t[wrong].flatten()[0]:g}")
+        raise TypeError(f"{name} is {t.dtype}, but times are float64: near t = 1 neighbouring times differ "
+                        "by less than float32 can tell. Draw them with dtype=torch.float64")
+    if t.dim() > 1:
+        raise ValueError(f"{name} has shape {list(t.shape)}; give one time, or one per sample with shape [B]")
+    _in_range(t, name, lo, hi)
     return t
 
-# %% ../nbs/01_flow.ipynb #01-012
+# %% ../nbs/01_flow.ipynb #01-016
 def as_times(s, t, lo:float=0., hi:float=1., names=("s", "t")) -> tuple[Tensor, Tensor]:
     "`s` and `t` as checked float64 tensors with s <= t"
     s, t = as_time(s, names[0], lo, hi), as_time(t, names[1], lo, hi)
     if s.dim() and t.dim() and len(s) != len(t):
-        raise ValueError(f"{names[0]} has {len(s)} entries and {names[1]} has {len(t)}; give one per sample, or a single number")
-    if not torch.compiler.is_compiling():
-        wrong = s > t
-        if wrong.any():
-            a, b = (v.expand_as(wrong)[wrong].flatten()[0] for v in (s, t))
-            raise ValueError(f"{names[0]} must not exceed {names[1]} (a jump goes towards the data); got {names[0]} = {a:g}, {names[1]} = {b:g}")
+        raise ValueError(f"{names[0]} has {len(s)} entries and {names[1]} has {len(t)}; "
+                         "give one per sample, or a single number")
+    if not torch.compiler.is_compiling() and (wrong := s > t).any():
+        a, b = (v.expand_as(wrong)[wrong].flatten()[0] for v in (s, t))
+        raise ValueError(f"{names[0]} must not exceed {names[1]} (a jump goes towards the data); "
+                         f"got {names[0]} = {a:g}, {names[1]} = {b:g}")
     return s, t
 
-# %% ../nbs/01_flow.ipynb #01-015
+# %% ../nbs/01_flow.ipynb #01-019
 def per_sample(c:Tensor, x:Tensor, name:str="t") -> Tensor:
     "Coefficient `c`, scalar or [B], shaped to multiply `x` of shape [B, ...]"
     if c.dim() and (x.dim() == 0 or len(c) != len(x)):
-        raise ValueError(f"{name} has {len(c)} entries, but x has shape {list(x.shape)}; give one per sample, or a single number")
+        raise ValueError(f"{name} has {len(c)} entries, but x has shape {list(x.shape)}; "
+                         "give one per sample, or a single number")
     c = c.to(x.device, torch.promote_types(x.dtype, torch.float32))
     return c.reshape(-1, *[1] * (x.dim() - 1)) if x.dim() else c
 
-# %% ../nbs/01_flow.ipynb #01-018
+# %% ../nbs/01_flow.ipynb #01-022
 class Flow:
     "What the schedules share; a schedule adds alpha, sigma, eta_inv, dlog_snr and wedge"
     def __repr__(self): return f"{type(self).__name__}()"
@@ -65,16 +72,18 @@ class Flow:
         "alpha_s alpha_t + sigma_s sigma_t"
         return self.alpha(s)*self.alpha(t) + self.sigma(s)*self.sigma(t)
 
-# %% ../nbs/01_flow.ipynb #01-019
+# %% ../nbs/01_flow.ipynb #01-024
 def _as_eta(e) -> Tensor:
     "A noise-to-signal ratio as a checked float64 tensor"
     if not isinstance(e, Tensor): e = torch.as_tensor(e, dtype=torch.float64)
-    if e.dtype != torch.float64: raise TypeError(f"eta is {e.dtype}, but times are float64, and so is what they are computed from")
+    if e.dtype != torch.float64:
+        raise TypeError(f"eta is {e.dtype}, but times are float64, and so is what they are computed from")
     if not torch.compiler.is_compiling() and not (e >= 0).all():
-        raise ValueError(f"eta = sigma/alpha is never negative or NaN; got {e[~(e >= 0)].flatten()[0]:g}. Clamp it at 0 before inverting")
+        raise ValueError(f"eta = sigma/alpha is never negative or NaN; got {e[~(e >= 0)].flatten()[0]:g}. "
+                         "Clamp it at 0 before inverting")
     return e
 
-# %% ../nbs/01_flow.ipynb #01-020
+# %% ../nbs/01_flow.ipynb #01-026
 class OTFM(Flow):
     "Straight lines, alpha = 1 - t and sigma = t: the schedule of flow matching"
     def alpha(self, t): return 1 - as_time(t)
@@ -83,7 +92,7 @@ class OTFM(Flow):
     def dlog_snr(self, t): return -2 / (as_time(t) * (1 - as_time(t)))
     def wedge(self, s, t): return as_time(t) - as_time(s)
 
-# %% ../nbs/01_flow.ipynb #01-021
+# %% ../nbs/01_flow.ipynb #01-027
 class Cosine(Flow):
     "A quarter circle, alpha = cos(pi t/2) and sigma = sin(pi t/2)"
     def alpha(self, t): return torch.sin(math.pi/2 * (1 - as_time(t)))   # cos(pi t/2), but exactly 0 at t = 1
@@ -92,18 +101,21 @@ class Cosine(Flow):
     def dlog_snr(self, t): return -math.pi / (self.alpha(t) * self.sigma(t))
     def wedge(self, s, t): return torch.sin(math.pi/2 * (as_time(t) - as_time(s)))
 
-# %% ../nbs/01_flow.ipynb #01-032
+# %% ../nbs/01_flow.ipynb #01-039
 def check_samples(**named):
     "Samples must be finite floats of one shape; inside torch.compile only type and shape are checked"
     for name, x in named.items():
-        if not x.is_floating_point(): raise TypeError(f"{name} is {x.dtype}; turn images into floats first, for example x / 127.5 - 1")
-        # one pass without a copy: a sum is finite only if its terms are; if it overflowed, look at each
+        if not x.is_floating_point():
+            raise TypeError(f"{name} is {x.dtype}; turn images into floats first, for example x / 127.5 - 1")
+        # the sum first: one pass and no copy
         if not torch.compiler.is_compiling() and not x.detach().sum().isfinite() and not x.isfinite().all():
-            raise ValueError(f"{name} has {(~x.isfinite()).sum()} values that are NaN or infinite, out of {x.numel()}; find where they come from before they spread")
+            raise ValueError(f"{name} has {(~x.isfinite()).sum()} values that are NaN or infinite, "
+                             f"out of {x.numel()}; find where they come from before they spread")
     shapes = {name: list(x.shape) for name, x in named.items()}
-    if len(set(map(tuple, shapes.values()))) > 1: raise ValueError(f"these must have the same shape, but have {shapes}")
+    if len(set(map(tuple, shapes.values()))) > 1:
+        raise ValueError(f"these must have the same shape, but have {shapes}")
 
-# %% ../nbs/01_flow.ipynb #01-034
+# %% ../nbs/01_flow.ipynb #01-043
 def _interpolate(self, x:Tensor, eps:Tensor, t) -> Tensor:
     "The noisy point x_t = alpha_t x + sigma_t eps"
     check_samples(x=x, eps=eps)
@@ -111,7 +123,7 @@ def _interpolate(self, x:Tensor, eps:Tensor, t) -> Tensor:
 
 Flow.interpolate = _interpolate
 
-# %% ../nbs/01_flow.ipynb #01-042
+# %% ../nbs/01_flow.ipynb #01-051
 def _ddim(self, x_t:Tensor, x:Tensor, *, s, t) -> Tensor:
     "The point at time `s` on the line that starts at the clean `x` and passes through `x_t` at time `t`"
     check_samples(x_t=x_t, x=x)

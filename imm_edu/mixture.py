@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-# %% ../nbs/00_theory.ipynb #00-005
+# %% ../nbs/00_theory.ipynb #00-006
 class Mixture:
     "A mixture of Gaussians on the line whose marginals, quantiles and posterior are formulas"
     def __init__(self,
@@ -17,39 +17,49 @@ class Mixture:
         means,    # of the components
         stds,     # of the components, positive
     ):
-        self.weights, self.means, self.stds = (torch.as_tensor(v, dtype=torch.float64) for v in (weights, means, stds))
+        given = (weights, means, stds)
+        self.weights, self.means, self.stds = (torch.as_tensor(v, dtype=torch.float64) for v in given)
         if not len(self.weights) == len(self.means) == len(self.stds):
-            raise ValueError(f"weights, means and stds must have one entry per component; got {len(self.weights)}, {len(self.means)} and {len(self.stds)}")
+            raise ValueError("weights, means and stds must have one entry per component; "
+                             f"got {len(self.weights)}, {len(self.means)} and {len(self.stds)}")
         if not (self.weights > 0).all() or abs(self.weights.sum() - 1) > 1e-9:
             raise ValueError(f"weights must be positive and sum to 1; got {self.weights.tolist()}")
         if not (self.stds > 0).all(): raise ValueError(f"stds must be positive; got {self.stds.tolist()}")
 
-    def _z(self, x): return (x[..., None] - self.means) / self.stds
+# %% ../nbs/00_theory.ipynb #00-008
+def _z(self, x:Tensor) -> Tensor:
+    "How many standard deviations `x` lies above each component's mean"
+    return (x[..., None] - self.means) / self.stds
 
-    def pdf(self, x:Tensor) -> Tensor:
-        "Density at `x`"
-        return (self.weights / self.stds * torch.exp(-self._z(x)**2 / 2)).sum(-1) / math.sqrt(2*math.pi)
+def _pdf(self, x:Tensor) -> Tensor:
+    "Density at `x`"
+    return (self.weights / self.stds * torch.exp(-self._z(x)**2 / 2)).sum(-1) / math.sqrt(2*math.pi)
 
-    def cdf(self, x:Tensor) -> Tensor:
-        "Probability of lying below `x`"
-        return (self.weights * torch.special.ndtr(self._z(x))).sum(-1)
+def _cdf(self, x:Tensor) -> Tensor:
+    "Probability of lying below `x`"
+    return (self.weights * torch.special.ndtr(self._z(x))).sum(-1)
 
-    def quantile(self, p:Tensor) -> Tensor:
-        "The `x` with `cdf(x) = p`, by bisection"
-        lo = (self.means - 12*self.stds).min().expand_as(p)
-        hi = (self.means + 12*self.stds).max().expand_as(p)
-        for _ in range(60):
-            mid = (lo + hi) / 2
-            below = self.cdf(mid) < p
-            lo, hi = torch.where(below, mid, lo), torch.where(below, hi, mid)
-        return (lo + hi) / 2
+Mixture._z, Mixture.pdf, Mixture.cdf = _z, _pdf, _cdf
 
-    def sample(self, n:int, generator=None) -> Tensor:
-        "`n` independent draws"
-        k = torch.multinomial(self.weights, n, replacement=True, generator=generator)
-        return self.means[k] + self.stds[k] * torch.randn(n, dtype=torch.float64, generator=generator)
+# %% ../nbs/00_theory.ipynb #00-010
+def _quantile(self, p:Tensor) -> Tensor:
+    "The `x` with `cdf(x) = p`, by bisection"
+    lo = (self.means - 12*self.stds).min().expand_as(p)
+    hi = (self.means + 12*self.stds).max().expand_as(p)
+    for _ in range(60):
+        mid = (lo + hi) / 2
+        below = self.cdf(mid) < p
+        lo, hi = torch.where(below, mid, lo), torch.where(below, hi, mid)
+    return (lo + hi) / 2
 
-# %% ../nbs/00_theory.ipynb #00-007
+def _sample(self, n:int, generator=None) -> Tensor:
+    "`n` independent draws"
+    k = torch.multinomial(self.weights, n, replacement=True, generator=generator)
+    return self.means[k] + self.stds[k] * torch.randn(n, dtype=torch.float64, generator=generator)
+
+Mixture.quantile, Mixture.sample = _quantile, _sample
+
+# %% ../nbs/00_theory.ipynb #00-012
 def _noised(self, alpha:float, sigma:float, sigma_d:float=.5) -> Mixture:
     "The law of alpha x + sigma eps, with eps ~ N(0, sigma_d²): again a mixture"
     return Mixture(self.weights, alpha * self.means, ((alpha*self.stds)**2 + (sigma*sigma_d)**2).sqrt())

@@ -9,18 +9,20 @@ from torch import Tensor
 
 from .flow import check_samples
 
-# %% ../nbs/02_mmd.ipynb #02-011
+# %% ../nbs/02_mmd.ipynb #02-012
 def pdist(a:Tensor, b:Tensor) -> Tensor:
     "Euclidean distances [G, M, N] of the particles a [G, M, D] and b [G, N, D], exact near zero; at least float32"
     for name, v in (("a", a), ("b", b)):
-        if v.dim() != 3: raise ValueError(f"{name} must be [groups, particles, numbers], but has shape {list(v.shape)}; "
-                                          "for images use x.reshape(groups, particles, -1)")
+        if v.dim() != 3:
+            raise ValueError(f"{name} must be [groups, particles, numbers], but has shape {list(v.shape)}; "
+                             "for images use x.reshape(groups, particles, -1)")
     if len(a) != len(b) or a.shape[2] != b.shape[2]:
-        raise ValueError(f"a and b must agree in groups and in numbers per particle; got shapes {list(a.shape)} and {list(b.shape)}")
+        raise ValueError("a and b must agree in groups and in numbers per particle; "
+                         f"got shapes {list(a.shape)} and {list(b.shape)}")
     dtype = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
     return torch.cdist(a.to(dtype), b.to(dtype), compute_mode="donot_use_mm_for_euclid_dist")
 
-# %% ../nbs/02_mmd.ipynb #02-017
+# %% ../nbs/02_mmd.ipynb #02-019
 def laplace(d:Tensor, w=1., D:int=1) -> Tensor:
     "exp(-w d / D), with distances below 1e-8 counted as 1e-8"
     return torch.exp(-w * d.clamp_min(1e-8) / D)
@@ -40,20 +42,30 @@ def pseudo_huber(d:Tensor, w=1., D:int=1, c:float|None=None) -> Tensor:
 
 KERNELS = dict(laplace=laplace, rbf=rbf, energy=energy, pseudo_huber=pseudo_huber)
 
-# %% ../nbs/02_mmd.ipynb #02-023
+# %% ../nbs/02_mmd.ipynb #02-027
 def _offdiagonal_mean(k:Tensor) -> Tensor:
     M = k.shape[-1]
     return (k.sum((1, 2)) - k.diagonal(dim1=1, dim2=2).sum(1)) / (M * (M - 1))
 
-def _width(w, G:int) -> Tensor|float:
+# %% ../nbs/02_mmd.ipynb #02-029
+def _kernel(kernel):
+    "A kernel by its name, or the function that was given"
+    if not isinstance(kernel, str): return kernel
+    if kernel in KERNELS: return KERNELS[kernel]
+    raise ValueError(f"kernel {kernel!r} is unknown; choose one of {', '.join(KERNELS)}, "
+                     "or pass a function of (d, w, D)")
+
+def _width(w, G:int) -> Tensor:
     "The kernel's inverse width, one number or one per group, shaped to multiply [G, M, M]"
     w = torch.as_tensor(w, dtype=torch.float64)
-    if w.dim() > 1 or (w.dim() and len(w) != G): raise ValueError(f"w must be one number or one per group ([{G}]); got shape {list(w.shape)}")
-    if not torch.compiler.is_compiling() and not ((w > 0) & w.isfinite()).all():
-        raise ValueError(f"w, an inverse width, must be positive and finite; got {w[~((w > 0) & w.isfinite())].flatten()[0]:g} (is s = t somewhere?)")
+    if w.dim() > 1 or (w.dim() and len(w) != G):
+        raise ValueError(f"w must be one number or one per group ([{G}]); got shape {list(w.shape)}")
+    if not torch.compiler.is_compiling() and (wrong := ~((w > 0) & w.isfinite())).any():
+        raise ValueError(f"w, an inverse width, must be positive and finite; got {w[wrong].flatten()[0]:g} "
+                         "(is s = t somewhere?)")
     return w.view(-1, 1, 1) if w.dim() else w
 
-# %% ../nbs/02_mmd.ipynb #02-024
+# %% ../nbs/02_mmd.ipynb #02-031
 def mmd2(
     y:Tensor,            # [G, M, D]: G groups of M particles
     z:Tensor,            # [G, M, D]: the clouds to compare with
@@ -62,9 +74,7 @@ def mmd2(
     estimator:str="v",   # "v": all pairs, as the paper; "u": pairs of different index only
 ) -> Tensor:             # [G], float64
     "Squared maximum mean discrepancy between y and z, one value per group"
-    if isinstance(kernel, str):
-        if kernel not in KERNELS: raise ValueError(f"kernel {kernel!r} is unknown; choose one of {', '.join(KERNELS)}, or pass a function of (d, w, D)")
-        kernel = KERNELS[kernel]
+    kernel = _kernel(kernel)
     if estimator not in ("v", "u"): raise ValueError(f"estimator must be 'v' or 'u'; got {estimator!r}")
     check_samples(y=y, z=z)
     if y.dim() == 3 and estimator == "u" and y.shape[1] < 2:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .flow import OTFM, as_time, as_times, check_samples, per_sample
 
-# %% ../nbs/03_precond.ipynb #03-005
+# %% ../nbs/03_precond.ipynb #03-006
 class Param:
     "How a network's output G becomes a jump: f = c_skip x_t + c_out G, with G evaluated at c_in x_t"
     def __repr__(self): return self.name
@@ -20,7 +20,7 @@ class Param:
         "Scale that gives the network's input unit variance"
         return 1 / (sigma_d * flow.dot(t, t).sqrt())
 
-# %% ../nbs/03_precond.ipynb #03-006
+# %% ../nbs/03_precond.ipynb #03-008
 class Identity(Param):
     "G is the guess of the clean sample"
     name = "identity"
@@ -29,7 +29,7 @@ class Identity(Param):
         s, t = as_times(s, t)
         return torch.where(s == t, 0., flow.wedge(s, t) / flow.sigma(t))
 
-# %% ../nbs/03_precond.ipynb #03-007
+# %% ../nbs/03_precond.ipynb #03-009
 class SimpleEDM(Param):
     "G corrects the posterior mean of Gaussian data"
     name = "simple_edm"
@@ -40,23 +40,24 @@ class SimpleEDM(Param):
         s, t = as_times(s, t)
         return -sigma_d * flow.wedge(s, t) / flow.dot(t, t).sqrt()
 
-# %% ../nbs/03_precond.ipynb #03-008
+# %% ../nbs/03_precond.ipynb #03-011
 class EulerFM(Param):
     "G is the velocity of flow matching in units of sigma_d, and f one Euler step; needs straight lines"
     name = "euler_fm"
     def c_skip(self, flow, s, t): return torch.ones_like(self.c_out(flow, s, t))
     def c_out(self, flow, s, t, sigma_d=.5):
-        if not isinstance(flow, OTFM): raise ValueError(f"euler_fm needs the straight lines of OTFM; got {flow}. Use simple_edm or identity")
+        if not isinstance(flow, OTFM):
+            raise ValueError(f"euler_fm needs the straight lines of OTFM; got {flow}. Use simple_edm or identity")
         s, t = as_times(s, t)
         return -sigma_d * flow.wedge(s, t)
 
 PARAMS = {p.name: p for p in (Identity(), SimpleEDM(), EulerFM())}
 
-# %% ../nbs/03_precond.ipynb #03-025
+# %% ../nbs/03_precond.ipynb #03-032
 class IMM(nn.Module):
     "A network wrapped into the jump f_{s,t}: call it as `model(x_t, t, s, label, guidance)`"
     def __init__(self,
-        net:nn.Module,         # called as net(x, t, u, label); `net.classes` says how many classes it knows (0 or absent: none)
+        net:nn.Module,         # called as net(x, t, u, label); `net.classes`: how many it knows (absent: none)
         flow,                  # OTFM() or Cosine()
         param="simple_edm",    # identity, simple_edm or euler_fm
         second_time:str="s",   # what the network is told besides t: "s", or the stride "t-s"
@@ -66,10 +67,7 @@ class IMM(nn.Module):
         time_scale:float=1000.,  # factor on both times
     ):
         super().__init__()
-        if param not in PARAMS and param not in PARAMS.values(): raise ValueError(f"param {param!r} is unknown; choose one of {', '.join(PARAMS)}")
-        if second_time not in ("s", "t-s"): raise ValueError(f"second_time must be 's' or 't-s'; got {second_time!r}")
-        if not 0 <= eps < T <= 1: raise ValueError(f"times need 0 <= eps < T <= 1; got eps = {eps}, T = {T}")
-        if not sigma_d > 0: raise ValueError(f"sigma_d must be positive; got {sigma_d}")
+        _check(param, second_time, sigma_d, eps, T)
         self.net, self.flow, self.param = net, flow, PARAMS.get(param, param)
         self.second_time, self.sigma_d, self.eps, self.T, self.time_scale = second_time, sigma_d, eps, T, time_scale
         self.param.c_out(flow, eps, T)     # meets an impossible combination of param and flow now, not in training
@@ -77,19 +75,29 @@ class IMM(nn.Module):
     @property
     def classes(self) -> int: return getattr(self.net, "classes", 0)
 
-    def extra_repr(self): return f"{self.flow}, {self.param}, second_time={self.second_time}, sigma_d={self.sigma_d}, eps={self.eps}, T={self.T}"
+# %% ../nbs/03_precond.ipynb #03-034
+def _check(param, second_time, sigma_d, eps, T):
+    "What cannot be built, in words"
+    if param not in PARAMS and param not in PARAMS.values():
+        raise ValueError(f"param {param!r} is unknown; choose one of {', '.join(PARAMS)}")
+    if second_time not in ("s", "t-s"): raise ValueError(f"second_time must be 's' or 't-s'; got {second_time!r}")
+    if not 0 <= eps < T <= 1: raise ValueError(f"times need 0 <= eps < T <= 1; got eps = {eps}, T = {T}")
+    if not sigma_d > 0: raise ValueError(f"sigma_d must be positive; got {sigma_d}")
 
-    def forward(self, x_t:Tensor, t, s, label=None, guidance:float=1.) -> Tensor:
-        "The jump of x_t from time t to time s"
-        s, t = self._times(x_t, s, t)
-        return self._land(x_t, self.G(x_t, t, s, label, guidance), s, t)
+# %% ../nbs/03_precond.ipynb #03-035
+def _jump(self, x_t:Tensor, t, s, label=None, guidance:float=1.) -> Tensor:
+    "The jump of x_t from time t to time s"
+    s, t = self._times(x_t, s, t)
+    return self._land(x_t, self._raw(x_t, t, s, label, guidance), s, t)
 
-    def g(self, x_t:Tensor, t, s, label=None, guidance:float=1.) -> Tensor:
-        "The guess of a clean sample that the jump to s is made of"
-        s, t = self._times(x_t, s, t)
-        return self._land(x_t, self.G(x_t, t, s, label, guidance), as_time(0.), t)
+def _guess(self, x_t:Tensor, t, s, label=None, guidance:float=1.) -> Tensor:
+    "The guess of a clean sample that the jump to s is made of"
+    s, t = self._times(x_t, s, t)
+    return self._land(x_t, self._raw(x_t, t, s, label, guidance), as_time(0.), t)
 
-# %% ../nbs/03_precond.ipynb #03-026
+IMM.forward, IMM.g = _jump, _guess
+
+# %% ../nbs/03_precond.ipynb #03-037
 def _times(self, x_t, s, t):
     check_samples(x_t=x_t)
     s, t = as_times(s, t, self.eps, self.T)
@@ -102,64 +110,99 @@ def _land(self, x_t, G, s, t):
     out = per_sample(self.param.c_out(self.flow, s, t, self.sigma_d), x_t)
     return skip*x_t + out*G.to(out.dtype)
 
-IMM._times, IMM._land = _times, _land
+def _describe(self):
+    return (f"{self.flow}, {self.param}, second_time={self.second_time}, "
+            f"sigma_d={self.sigma_d}, eps={self.eps}, T={self.T}")
 
-# %% ../nbs/03_precond.ipynb #03-028
+IMM._times, IMM._land, IMM.extra_repr = _times, _land, _describe
+
+# %% ../nbs/03_precond.ipynb #03-039
 def _labels(self, label, x_t):
     "Labels as int64 [B] with -1 for null, or None for a network without classes"
-    if label is None: return torch.full((len(x_t),), -1, device=x_t.device) if self.classes else None
-    if not self.classes: raise ValueError("label was given, but the network knows no classes (net.classes is 0 or absent); leave label out")
+    B = len(x_t)
+    if label is None: return torch.full((B,), -1, device=x_t.device) if self.classes else None
+    if not self.classes:
+        raise ValueError("label was given, but the network knows no classes (net.classes is 0 or absent); "
+                         "leave label out")
     label = torch.as_tensor(label, device=x_t.device)
-    if label.is_floating_point() or label.dtype == torch.bool: raise TypeError(f"label must hold integer class indices, -1 for null; got {label.dtype}")
-    if label.dim() > 1 or (label.dim() and len(label) != len(x_t)): raise ValueError(f"label has shape {list(label.shape)}, x_t holds {len(x_t)} samples; give one per sample ([{len(x_t)}]), or one number")
-    if not torch.compiler.is_compiling():
-        wrong = (label < -1) | (label >= self.classes)
-        if wrong.any(): raise ValueError(f"label must lie in 0 ... {self.classes - 1}, or be -1 for null; got {label[wrong].flatten()[0]}")
-    return label.long().expand(len(x_t))
+    if label.is_floating_point() or label.dtype == torch.bool:
+        raise TypeError(f"label must hold integer class indices, -1 for null; got {label.dtype}")
+    if label.dim() > 1 or (label.dim() and len(label) != B):
+        raise ValueError(f"label has shape {list(label.shape)}, x_t holds {B} samples; "
+                         f"give one per sample ([{B}]), or one number")
+    if not torch.compiler.is_compiling() and (wrong := (label < -1) | (label >= self.classes)).any():
+        raise ValueError(f"label must lie in 0 ... {self.classes - 1}, or be -1 for null; "
+                         f"got {label[wrong].flatten()[0]}")
+    return label.long().expand(B)
 
 IMM._labels = _labels
 
-# %% ../nbs/03_precond.ipynb #03-029
+# %% ../nbs/03_precond.ipynb #03-041
+def _inputs(self, x_t, s, t):
+    "What the network is shown: x, t, u"
+    first = next(self.net.parameters(), x_t)       # a network without weights takes x_t's precision
+    x = (per_sample(self.param.c_in(self.flow, t, self.sigma_d), x_t) * x_t).to(first.dtype)
+    u = s if self.second_time == "s" else t - s
+    return x, *((self.time_scale * v).to(x_t.device).expand(len(x_t)) for v in (t, u))
+
+IMM._inputs = _inputs
+
+# %% ../nbs/03_precond.ipynb #03-043
+def _raw(self, x_t, t, s, label, guidance):
+    if not math.isfinite(guidance): raise ValueError(f"guidance must be a finite number; got {guidance}")
+    if guidance != 1 and (label is None or not self.classes):
+        remedy = "pass label" if self.classes else "this network knows no classes"
+        raise ValueError(f"guidance = {guidance} needs labels to be guided by: {remedy}")
+    label = self._labels(label, x_t)
+    x, t, u = self._inputs(x_t, s, t)
+    if guidance == 1: return self.net(x, t, u, label)
+    null = torch.full_like(label, -1)
+    none, cond = self.net(*(torch.cat(v) for v in ((x, x), (t, t), (u, u), (null, label)))).chunk(2)
+    return none + guidance * (cond - none)
+
 def _G(self, x_t:Tensor, t, s, label=None, guidance:float=1.) -> Tensor:
     "The raw network at c_in x_t and its two times, with guidance"
     s, t = self._times(x_t, s, t)
-    if not math.isfinite(guidance): raise ValueError(f"guidance must be a finite number; got {guidance}")
-    if guidance != 1 and (label is None or not self.classes):
-        raise ValueError(f"guidance = {guidance} needs labels to be guided by: " + ("pass label" if self.classes else "this network knows no classes"))
-    label = self._labels(label, x_t)
-    first = next(self.net.parameters(), x_t)                             # a network without weights takes x_t's precision
-    x = (per_sample(self.param.c_in(self.flow, t, self.sigma_d), x_t) * x_t).to(first.dtype)
-    u = s if self.second_time == "s" else t - s
-    t, u = ((self.time_scale * v).to(x_t.device).expand(len(x_t)) for v in (t, u))
-    if guidance == 1: return self.net(x, t, u, label)
-    null = torch.full_like(label, -1)
-    both = self.net(torch.cat([x, x]), torch.cat([t, t]), torch.cat([u, u]), torch.cat([null, label]))
-    none, cond = both.chunk(2)
-    return none + guidance * (cond - none)
+    return self._raw(x_t, t, s, label, guidance)
 
-IMM.G = _G
+IMM._raw, IMM.G = _raw, _G
 
-# %% ../nbs/03_precond.ipynb #03-053
+# %% ../nbs/03_precond.ipynb #03-077
 class GaussianNet(nn.Module):
     "The network that makes every jump exact when the data are N(mean, std² I); takes the times as IMM gives them"
-    def __init__(self, flow, param="simple_edm", second_time="s", mean:float=0., std:float=.5, sigma_d:float=.5, time_scale:float=1000.):
+    def __init__(self,
+        flow,                    # as in the IMM around it
+        param="simple_edm",      # as in the IMM around it, by name
+        second_time:str="s",     # as in the IMM around it
+        mean:float=0.,           # mean of the data, the same in every dimension
+        std:float=.5,            # standard deviation of the data
+        sigma_d:float=.5,        # as in the IMM around it; also the standard deviation of the noise
+        time_scale:float=1000.,  # as in the IMM around it
+    ):
         super().__init__()
         self.flow, self.param, self.second_time = flow, PARAMS[param], second_time
         self.mean, self.std, self.sigma_d, self.time_scale = mean, std, sigma_d, time_scale
 
-    def spread(self, t) -> Tensor:
-        "Standard deviation of x_t"
-        return ((self.flow.alpha(t)*self.std)**2 + (self.flow.sigma(t)*self.sigma_d)**2).sqrt()
+# %% ../nbs/03_precond.ipynb #03-079
+def _spread(self, t) -> Tensor:
+    "Standard deviation of x_t"
+    return ((self.flow.alpha(t)*self.std)**2 + (self.flow.sigma(t)*self.sigma_d)**2).sqrt()
 
-    def transport(self, x_t:Tensor, t, s) -> Tensor:
-        "The exact jump"
-        c = lambda v: per_sample(v, x_t)
-        return c(self.flow.alpha(s))*self.mean + c(self.spread(s) / self.spread(t)) * (x_t - c(self.flow.alpha(t))*self.mean)
+def _transport(self, x_t:Tensor, t, s) -> Tensor:
+    "The exact jump"
+    c = lambda v: per_sample(v, x_t)
+    centred = x_t - c(self.flow.alpha(t))*self.mean
+    return c(self.flow.alpha(s))*self.mean + c(self.spread(s) / self.spread(t)) * centred
 
-    def forward(self, x, t, u, label=None):
-        t, u = t / self.time_scale, u / self.time_scale
-        s = u if self.second_time == "s" else (t - u).clamp_min(0)
-        x_t = x / per_sample(self.param.c_in(self.flow, t, self.sigma_d), x)
-        skip, out = self.param.c_skip(self.flow, s, t), self.param.c_out(self.flow, s, t, self.sigma_d)
-        rest = self.transport(x_t, t, s) - per_sample(skip, x)*x_t
-        return rest * per_sample(torch.where(out == 0, 0., 1/out), x)
+GaussianNet.spread, GaussianNet.transport = _spread, _transport
+
+# %% ../nbs/03_precond.ipynb #03-081
+def _exact_G(self, x, t, u, label=None):
+    t, u = t / self.time_scale, u / self.time_scale
+    s = u if self.second_time == "s" else (t - u).clamp_min(0)
+    x_t = x / per_sample(self.param.c_in(self.flow, t, self.sigma_d), x)
+    skip, out = self.param.c_skip(self.flow, s, t), self.param.c_out(self.flow, s, t, self.sigma_d)
+    rest = self.transport(x_t, t, s) - per_sample(skip, x)*x_t
+    return rest * per_sample(torch.where(out == 0, 0., 1/out), x)
+
+GaussianNet.forward = _exact_G

@@ -3,14 +3,14 @@
 # %% auto #0
 __all__ = ['COLOR', 'setup', 'canvas', 'Explorer']
 
-# %% ../nbs/13_show.ipynb #13-002
+# %% ../nbs/13_show.ipynb #13-003
 import base64, io, platform
 
 import ipywidgets as widgets, matplotlib as mpl, matplotlib.pyplot as plt, numpy as np, torch
 from PIL import Image
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-# %% ../nbs/13_show.ipynb #13-004
+# %% ../nbs/13_show.ipynb #13-005
 COLOR = dict(s="#2a6fbb", r="#e08a1e", t="#c0392b", truth="#9aa0a6")
 
 def setup(
@@ -25,14 +25,14 @@ def setup(
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     print(f"Python {platform.python_version()}, torch {torch.__version__}, {where}, seed {seed}")
 
-# %% ../nbs/13_show.ipynb #13-008
+# %% ../nbs/13_show.ipynb #13-011
 def canvas(*args, figsize=(8, 3), **kwargs):
     "A figure and its axes, like `plt.subplots`, that only an Explorer shows"
     fig = mpl.figure.Figure(figsize=figsize)
     FigureCanvasAgg(fig)
     return fig, fig.subplots(*args, **kwargs)
 
-# %% ../nbs/13_show.ipynb #13-009
+# %% ../nbs/13_show.ipynb #13-013
 class Explorer(widgets.VBox):
     "Controls above a figure: moving one calls `update(**values)`, which moves the artists of `fig`"
     def __init__(self,
@@ -41,7 +41,8 @@ class Explorer(widgets.VBox):
         **controls,  # ipywidgets by name, e.g. `t=widgets.FloatSlider(...)`
     ):
         self.fig, self.update, self.controls = fig, update, controls
-        self.picture = widgets.Image(format="png")
+        layout = dict(width=f"{round(fig.get_figwidth() * fig.dpi)}px", max_width="100%", object_fit="contain")
+        self.picture = widgets.Image(format="png", layout=layout)
         super().__init__([*controls.values(), self.picture])
         update(**self.values())
         self._paint_background()
@@ -50,26 +51,36 @@ class Explorer(widgets.VBox):
 
     def values(self): return {name: c.value for name, c in self.controls.items()}
 
-    def _paint_background(self):
-        "Everything that never moves: settle the layout, paint, remember the pixels"
-        self.fig.draw_without_rendering()
-        self.fig.set_layout_engine("none")
-        parts = [(ax, a) for ax in self.fig.axes for a in (*ax.lines, *ax.collections, *ax.texts, ax.title)]
-        self.moving = sorted(parts, key=lambda part: part[1].get_zorder())
-        for _, a in self.moving: a.set_animated(True)      # which keeps it out of the next draw
-        self.fig.canvas.draw()
-        self.background = self.fig.canvas.copy_from_bbox(self.fig.bbox)
+# %% ../nbs/13_show.ipynb #13-015
+def _paint_background(self):
+    "Everything that never moves: settle the layout, paint, remember the pixels"
+    self.fig.draw_without_rendering()
+    self.fig.set_layout_engine("none")
+    parts = [(ax, a) for ax in self.fig.axes for a in (*ax.lines, *ax.collections, *ax.texts, ax.title)]
+    self.moving = sorted(parts, key=lambda part: part[1].get_zorder())
+    for _, a in self.moving: a.set_animated(True)      # which keeps it out of the next draw
+    self.fig.canvas.draw()
+    self.background = self.fig.canvas.copy_from_bbox(self.fig.bbox)
 
-    def refresh(self):
-        "Move what moves, and show the picture"
-        self.update(**self.values())
-        self.fig.canvas.restore_region(self.background)
-        for ax, a in self.moving: ax.draw_artist(a)
-        buffer = io.BytesIO()
-        Image.fromarray(np.asarray(self.fig.canvas.buffer_rgba())).convert("RGB").save(buffer, "png", compress_level=1)
-        self.picture.value = buffer.getvalue()
+Explorer._paint_background = _paint_background
 
-    def _repr_mimebundle_(self, **kwargs):
-        bundle = super()._repr_mimebundle_(**kwargs)
-        bundle["image/png"] = base64.b64encode(self.picture.value).decode()
-        return bundle
+# %% ../nbs/13_show.ipynb #13-017
+def _refresh(self):
+    "Move what moves, and show the picture"
+    self.update(**self.values())
+    self.fig.canvas.restore_region(self.background)
+    for ax, a in self.moving: ax.draw_artist(a)
+    buffer = io.BytesIO()
+    Image.fromarray(np.asarray(self.fig.canvas.buffer_rgba())).convert("RGB").save(buffer, "png", compress_level=1)
+    self.picture.value = buffer.getvalue()
+
+Explorer.refresh = _refresh
+
+# %% ../nbs/13_show.ipynb #13-019
+def _with_picture(self, **kwargs):
+    "What VBox gives the notebook, and the picture as it is now"
+    bundle = widgets.VBox._repr_mimebundle_(self, **kwargs)
+    bundle["image/png"] = base64.b64encode(self.picture.value).decode()
+    return bundle
+
+Explorer._repr_mimebundle_ = _with_picture

@@ -26,7 +26,7 @@ def pytest_terminal_summary(terminalreporter, config):
         left = {f: sum(f in fs for _, fs in flagged if not set(fs) <= wanted) for f in house.FLAGS if f not in wanted}
         reasons = ", ".join(f"{n} {f} ({why[f]})" for f, n in left.items() if n)
         passed = [r for r in tr.stats.get("passed", []) if r.when == "call"]
-        chapters = sum("test_chapters" in r.nodeid for r in passed)
+        chapters = sum("test_chapters.py" in r.nodeid for r in passed)
         skipped = [r.longrepr[2].removeprefix("Skipped: ") for r in tr.stats.get("skipped", [])]
         say(f"notebooks: {chapters} ran to the end, of {len(config.book)}")
         say(f"tests: {len(passed) - chapters} passed, {len(tr.stats.get('failed', []))} failed, {len(skipped)} skipped" + "".join(f"\n  skipped: {s}" for s in skipped))
