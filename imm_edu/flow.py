@@ -24,7 +24,9 @@ def as_time(
     hi:float=1.,    # largest value allowed
 ) -> Tensor:
     "`t` as a checked float64 tensor; inside torch.compile only shape and dtype are checked"
-    if not isinstance(t, Tensor): t = torch.as_tensor(t, dtype=torch.float64)
+    if not isinstance(t, Tensor):
+        try: t = torch.as_tensor(t, dtype=torch.float64)
+        except (TypeError, ValueError, RuntimeError): raise TypeError(f"{name} must be a time; got {t!r}") from None
     if t.dtype != torch.float64:
         raise TypeError(f"{name} is {t.dtype}, but times are float64: near t = 1 neighbouring times differ "
                         "by less than float32 can tell. Draw them with dtype=torch.float64")
@@ -34,16 +36,19 @@ def as_time(
     return t
 
 # %% ../nbs/01_flow.ipynb #01-016
-def as_times(s, t, lo:float=0., hi:float=1., names=("s", "t")) -> tuple[Tensor, Tensor]:
-    "`s` and `t` as checked float64 tensors with s <= t"
-    s, t = as_time(s, names[0], lo, hi), as_time(t, names[1], lo, hi)
+def as_times(
+    s, t,                # as for as_time
+    lo:float=0.,         # smallest and
+    hi:float=1.,         # largest value allowed
+    ordered:bool=True,   # must s <= t hold?
+) -> tuple[Tensor, Tensor]:
+    "`s` and `t` as checked float64 tensors"
+    s, t = as_time(s, "s", lo, hi), as_time(t, "t", lo, hi)
     if s.dim() and t.dim() and len(s) != len(t):
-        raise ValueError(f"{names[0]} has {len(s)} entries and {names[1]} has {len(t)}; "
-                         "give one per sample, or a single number")
-    if not torch.compiler.is_compiling() and (wrong := s > t).any():
+        raise ValueError(f"s has {len(s)} entries and t has {len(t)}; give one per sample, or a single number")
+    if ordered and not torch.compiler.is_compiling() and (wrong := s > t).any():
         a, b = (v.expand_as(wrong)[wrong].flatten()[0] for v in (s, t))
-        raise ValueError(f"{names[0]} must not exceed {names[1]} (a jump goes towards the data); "
-                         f"got {names[0]} = {a:g}, {names[1]} = {b:g}")
+        raise ValueError(f"s must not exceed t (a jump goes towards the data); got s = {a:g}, t = {b:g}")
     return s, t
 
 # %% ../nbs/01_flow.ipynb #01-019
@@ -57,7 +62,7 @@ def per_sample(c:Tensor, x:Tensor, name:str="t") -> Tensor:
 
 # %% ../nbs/01_flow.ipynb #01-022
 class Flow:
-    "What the schedules share; a schedule adds alpha, sigma, eta_inv, dlog_snr and wedge"
+    "What the schedules share; a schedule adds alpha, sigma, eta_inv, dlog_snr and its own form of the wedge"
     def __repr__(self): return f"{type(self).__name__}()"
 
     def eta(self, t) -> Tensor:
@@ -70,7 +75,12 @@ class Flow:
 
     def dot(self, s, t) -> Tensor:
         "alpha_s alpha_t + sigma_s sigma_t"
+        s, t = as_times(s, t, ordered=False)
         return self.alpha(s)*self.alpha(t) + self.sigma(s)*self.sigma(t)
+
+    def wedge(self, s, t) -> Tensor:
+        "alpha_s sigma_t - sigma_s alpha_t"
+        return self._turn(*as_times(s, t, ordered=False))
 
 # %% ../nbs/01_flow.ipynb #01-024
 def _as_eta(e) -> Tensor:
@@ -90,7 +100,7 @@ class OTFM(Flow):
     def sigma(self, t): return as_time(t)
     def eta_inv(self, e): return 1 / (1 + 1/_as_eta(e))
     def dlog_snr(self, t): return -2 / (as_time(t) * (1 - as_time(t)))
-    def wedge(self, s, t): return as_time(t) - as_time(s)
+    def _turn(self, s, t): return t - s
 
 # %% ../nbs/01_flow.ipynb #01-027
 class Cosine(Flow):
@@ -99,7 +109,7 @@ class Cosine(Flow):
     def sigma(self, t): return torch.sin(math.pi/2 * as_time(t))
     def eta_inv(self, e): return 2/math.pi * torch.atan(_as_eta(e))
     def dlog_snr(self, t): return -math.pi / (self.alpha(t) * self.sigma(t))
-    def wedge(self, s, t): return torch.sin(math.pi/2 * (as_time(t) - as_time(s)))
+    def _turn(self, s, t): return torch.sin(math.pi/2 * (t - s))
 
 # %% ../nbs/01_flow.ipynb #01-039
 def check_samples(**named):

@@ -44,6 +44,8 @@ Mixture._z, Mixture.pdf, Mixture.cdf = _z, _pdf, _cdf
 # %% ../nbs/00_theory.ipynb #00-010
 def _quantile(self, p:Tensor) -> Tensor:
     "The `x` with `cdf(x) = p`, by bisection"
+    if not ((p >= 0) & (p <= 1)).all():
+        raise ValueError(f"p must hold probabilities in [0, 1]; got {p.min():g} to {p.max():g}")
     lo = (self.means - 12*self.stds).min().expand_as(p)
     hi = (self.means + 12*self.stds).max().expand_as(p)
     for _ in range(60):
