@@ -13,7 +13,7 @@ from torch import Tensor
 def _in_range(t:Tensor, name:str, lo:float, hi:float):
     "Refuse times outside [lo, hi], and NaN; not inside torch.compile, where values are not known yet"
     if torch.compiler.is_compiling(): return
-    wrong = ~((t >= lo - 1e-12) & (t <= hi + 1e-12))
+    wrong = ~((t >= lo - 1e-7) & (t <= hi + 1e-7))
     if wrong.any(): raise ValueError(f"{name} must lie in [{lo:g}, {hi:g}]; got {t[wrong].flatten()[0]:g}")
 
 # %% ../nbs/01_flow.ipynb #01-013
@@ -33,7 +33,7 @@ def as_time(
     if t.dim() > 1:
         raise ValueError(f"{name} has shape {list(t.shape)}; give one time, or one per sample with shape [B]")
     _in_range(t, name, lo, hi)
-    return t
+    return t.clamp(0, 1)
 
 # %% ../nbs/01_flow.ipynb #01-016
 def as_times(
