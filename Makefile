@@ -12,7 +12,7 @@ lab: $(READY)  ## read and run the book in JupyterLab
 	@echo "JupyterLab opens on the table of contents, nbs/index.ipynb. Stop it here with Ctrl-C."
 	@$(PY) -m jupyterlab nbs/index.ipynb $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB)
 
-test: $(READY)  ## run every notebook and every test (FLAGS="slow gpu" adds the flagged cells)
+test: $(READY)  ## run every notebook and every test (FLAGS="slow hub" adds flagged cells)
 	@FLAGS="$(FLAGS)" $(PY) -m pytest -q tests $(PYTEST)
 
 check: $(READY)  ## seconds: export drift, clean notebooks, import order, size budget

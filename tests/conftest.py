@@ -22,7 +22,7 @@ def pytest_terminal_summary(terminalreporter, config):
         wanted = house.wanted_flags()
         flagged = [(p.stem, f) for p in house.chapters() for c in house.code_cells(house.read(p)) if (f := house.flags(c)) and p.stem in config.book]
         ran = [f for f in flagged if set(f[1]) <= wanted]
-        why = {"gpu": "no GPU here", "slow": 'run them with make test FLAGS=slow'}
+        why = {"gpu": "no GPU here", "slow": "make test FLAGS=slow runs them", "hub": "they download; make test FLAGS=hub runs them"}
         left = {f: sum(f in fs for _, fs in flagged if not set(fs) <= wanted) for f in house.FLAGS if f not in wanted}
         reasons = ", ".join(f"{n} {f} ({why[f]})" for f, n in left.items() if n)
         passed = [r for r in tr.stats.get("passed", []) if r.when == "call"]

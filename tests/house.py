@@ -17,7 +17,7 @@ from types import SimpleNamespace
 
 ROOT = Path(__file__).resolve().parents[1]
 NBS, LIB = ROOT / "nbs", ROOT / "imm_edu"
-FLAGS = ("slow", "gpu")             # settings.ini: tst_flags
+FLAGS = ("slow", "gpu", "hub")      # settings.ini: tst_flags
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
@@ -196,7 +196,7 @@ def wanted_flags():
     "Which flagged cells run: those named in FLAGS, and gpu where there is one"
     asked = set(os.environ.get("FLAGS", "").split())
     if unknown := asked - set(FLAGS):
-        raise SystemExit(f"FLAGS: unknown {sorted(unknown)}; known are {' and '.join(FLAGS)}")
+        raise SystemExit(f"FLAGS: unknown {sorted(unknown)}; known are {', '.join(FLAGS)}")
     if has_gpu():
         asked.add("gpu")
     return asked
