@@ -7,7 +7,7 @@ __all__ = ['KERNELS', 'pdist', 'laplace', 'rbf', 'energy', 'pseudo_huber', 'mmd2
 import torch
 from torch import Tensor
 
-from .flow import check_samples
+from .flow import check_samples, looking
 
 # %% ../nbs/02_mmd.ipynb #02-012
 def pdist(a:Tensor, b:Tensor) -> Tensor:
@@ -60,7 +60,7 @@ def _width(w, G:int) -> Tensor:
     w = torch.as_tensor(w, dtype=torch.float64)
     if w.dim() > 1 or (w.dim() and len(w) != G):
         raise ValueError(f"w must be one number or one per group ([{G}]); got shape {list(w.shape)}")
-    if not torch.compiler.is_compiling() and (wrong := ~((w > 0) & w.isfinite())).any():
+    if looking() and (wrong := ~((w > 0) & w.isfinite())).any():
         raise ValueError(f"w, an inverse width, must be positive and finite; got {w[wrong].flatten()[0]:g} "
                          "(is s = t somewhere?)")
     return w.view(-1, 1, 1) if w.dim() else w

@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .flow import OTFM, Flow, as_time, as_times, check_samples, per_sample
+from .flow import OTFM, Flow, as_time, as_times, check_samples, looking, per_sample
 
 # %% ../nbs/03_precond.ipynb #03-006
 class Param:
@@ -136,7 +136,7 @@ def _labels(self, label, x_t):
     if label.dim() > 1 or (label.dim() and len(label) != B):
         raise ValueError(f"label has shape {list(label.shape)}, x_t holds {B} samples; "
                          f"give one per sample ([{B}]), or one number")
-    if not torch.compiler.is_compiling() and (wrong := (label < -1) | (label >= self.classes)).any():
+    if looking() and (wrong := (label < -1) | (label >= self.classes)).any():
         raise ValueError(f"label must lie in 0 ... {self.classes - 1}, or be -1 for null; "
                          f"got {label[wrong].flatten()[0]}")
     return label.long().expand(B)

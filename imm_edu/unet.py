@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from .flow import looking
+
 # %% ../nbs/05_unet.ipynb #05-005
 def sinusoid(
     t:Tensor,     # [B], any precision; the preconditioner sends 1000 t in float64
@@ -204,7 +206,8 @@ class UNet(nn.Module):
         self.enc, left = encoder(*plan)
         self.dec = decoder(*plan, heads, left)
         self.norm, self.out = norm(width * mults[0]), conv(width * mults[0], channels, gain=1e-5)
-        self.to(memory_format=torch.channels_last)
+        self.layout = torch.channels_last      # of weights and activations
+        self.to(memory_format=self.layout)
 
 # %% ../nbs/05_unet.ipynb #05-062
 def _run(self, block, x, emb):
@@ -217,7 +220,7 @@ UNet._run = _run
 def _forward(self, x:Tensor, t:Tensor, u:Tensor, label:Tensor=None) -> Tensor:
     self._check(x, t, u, label)
     emb = self.embed(t, u, label)
-    x = self.stem(x.contiguous(memory_format=torch.channels_last))
+    x = self.stem(x.contiguous(memory_format=self.layout))
     left = [x]
     for level in self.enc.values():
         for block in level.values(): x = self._run(block, x, emb); left.append(x)
@@ -244,7 +247,7 @@ def _check_label(self, x, label):
     if not self.classes: raise ValueError("label was given, but this network has classes=0; leave label out")
     if label.dtype != torch.int64 or label.shape != x.shape[:1]:
         raise TypeError(f"label must be int64 with shape [{len(x)}]; got {label.dtype} with shape {list(label.shape)}")
-    if not torch.compiler.is_compiling() and ((label < -1) | (label >= self.classes)).any():
+    if looking() and ((label < -1) | (label >= self.classes)).any():
         raise ValueError(f"label must lie in 0 ... {self.classes - 1}, or be -1 for null; got {label.tolist()}")
 
 UNet._check, UNet._check_label = _check, _check_label
