@@ -4,6 +4,8 @@ PY    := $(CURDIR)/$(VENV)/bin/python
 MIN   := $(shell sed -n 's/^min_python *= *//p' settings.ini)
 READY := $(VENV)/ready
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+# Threads that wait should sleep: where another program takes a core, spinning makes small networks many times slower.
+export OMP_WAIT_POLICY ?= passive
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z]*\):.*## */  make \1	/p' $(MAKEFILE_LIST)
@@ -11,6 +13,14 @@ help:  ## list the commands
 lab: $(READY)  ## read and run the book in JupyterLab
 	@echo "JupyterLab opens on the table of contents, nbs/index.ipynb. Stop it here with Ctrl-C."
 	@$(PY) -m jupyterlab nbs/index.ipynb $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB)
+
+quickstart: $(READY)  ## train the digits here, score them and look: minutes (runs/quickstart; the same command goes on)
+	@$(PY) -m imm_edu.cli train digits --out runs/quickstart
+	@$(PY) -m imm_edu.cli eval runs/quickstart
+	@echo "Look at runs/quickstart/samples.png. The chapter behind it is nbs/21_digits.ipynb: make lab, then open it there."
+
+bench: $(READY)  ## measure training and sampling against a plain version (runs/bench; ARGS="--seconds 60 --compile" for more)
+	@$(PY) -m imm_edu.bench --all --out runs/bench $(ARGS)
 
 test: $(READY)  ## run every notebook and every test (FLAGS="slow hub" adds flagged cells)
 	@FLAGS="$(FLAGS)" $(PY) -m pytest -q tests $(PYTEST)
@@ -51,4 +61,4 @@ $(READY): requirements.lock settings.ini setup.py
 	 || { echo "The install did not finish: see the message above (no network? disk full?). Run the same command again to go on."; exit 1; }
 	@touch $@ && echo "$(VENV) is ready."
 
-.PHONY: help lab test check run hooks lock
+.PHONY: help lab quickstart bench test check run hooks lock

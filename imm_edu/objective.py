@@ -18,7 +18,7 @@ from .mmd import KERNELS, mmd2
 class Objective:
     "The loss of IMM: `obj(model, x, label).loss.mean()` is what training minimises"
     def __init__(self,
-        k:float=12,                  # the step from t to r is 1/2^k of the whole range
+        k=12,                        # the step from t to r is 1/2^k of the whole range; (7, 10): k rises from 7 to 10
         mapping:str="eta",           # what falls by a constant step: eta, t, log_snr or inv_eta
         a:float=1,                   # weight: the power of alpha_t
         b:float=4,                   # weight: the log-SNR above which it fades
@@ -34,9 +34,13 @@ class Objective:
         self.k, self.mapping, self.a, self.b, self.M, self.kernel = k, mapping, a, b, M, kernel
         self.estimator, self.gap, self.law = estimator, gap, times
         self.label_drop, self.teacher_label = label_drop, teacher_label
+        self.progress = 0.           # share of the training that is over; moves k if that is a pair
 
-    def __repr__(self):
-        return f"Objective({', '.join(f'{name}={v!r}' for name, v in vars(self).items())})".replace("law=", "times=")
+    def settings(self) -> dict:
+        "What it was made with"
+        return {{"law": "times"}.get(k, k): v for k, v in vars(self).items() if k != "progress"}
+
+    def __repr__(self): return f"Objective({', '.join(f'{k}={v!r}' for k, v in self.settings().items())})"
 
 # %% ../nbs/06_objective.ipynb #06-008
 def _choice(name, value, known):
@@ -49,7 +53,8 @@ def _number(name, v, ok, want, kind=(int, float)):
 # %% ../nbs/06_objective.ipynb #06-009
 def _check(k, mapping, a, b, M, kernel, estimator, gap, times, label_drop, teacher_label):
     "What cannot be meant, in words"
-    _number("k", k, lambda v: v > 0, "a positive number (12 for latents, 15 for CIFAR-10)")
+    for v in k if isinstance(k, (tuple, list)) and len(k) == 2 else [k]:
+        _number("k", v, lambda v: v > 0, "a positive number (12 for latents, 15 for CIFAR-10), or two of them")
     _number("a", a, lambda v: v >= 0, "a number from 0 up, usually 1 or 2")
     _number("b", b, lambda v: True, "a number, usually 4 or 5")
     _number("M", M, lambda v: v >= 1, "a whole number from 1 up", int)
@@ -101,12 +106,18 @@ def _r(self, model, s, t) -> Tensor:
     if not math.isfinite(hi - lo):
         raise ValueError(f"mapping {self.mapping!r} divides a range that is infinite for eps = {model.eps}, "
                          f"T = {model.T}; build the model with eps > 0 and T < 1, or use mapping 't'")
-    m = (noisiness(model.flow, t) - (hi - lo) * 2.**-self.k).clamp_min(lo)
+    m = (noisiness(model.flow, t) - (hi - lo) * 2.**-self.k_now).clamp_min(lo)
     return torch.maximum(s, torch.minimum(time_of(model.flow, m), t - self.gap))
 
-Objective.r = _r
+def _k_now(self) -> float:
+    "k; of a pair the first at the start of training and the second from 80 % of it on, straight in between"
+    if not isinstance(self.k, (tuple, list)): return self.k
+    first, last = self.k
+    return first + (last - first) * min(1., self.progress / .8)
 
-# %% ../nbs/06_objective.ipynb #06-041
+Objective.r, Objective.k_now = _r, property(_k_now)
+
+# %% ../nbs/06_objective.ipynb #06-042
 def _weight(self, flow, t) -> Tensor:
     "w(s, t), which depends on t only"
     t = as_time(t).clamp(1e-12, 1 - 1e-12)
@@ -115,7 +126,7 @@ def _weight(self, flow, t) -> Tensor:
 
 Objective.weight = _weight
 
-# %% ../nbs/06_objective.ipynb #06-068
+# %% ../nbs/06_objective.ipynb #06-069
 class Draw(NamedTuple):
     "All the randomness of one step"
     t: Tensor         # [G] float64: where the student starts,
@@ -125,7 +136,7 @@ class Draw(NamedTuple):
     dropped: Tensor   # [B] whose label the student does not see
     seed: int         # of the dropout masks
 
-# %% ../nbs/06_objective.ipynb #06-069
+# %% ../nbs/06_objective.ipynb #06-070
 class Loss(NamedTuple):
     "What one step found, one value per group"
     loss: Tensor      # [G] weighted; its mean is what to minimise
@@ -134,7 +145,7 @@ class Loss(NamedTuple):
     s: Tensor
     r: Tensor
 
-# %% ../nbs/06_objective.ipynb #06-071
+# %% ../nbs/06_objective.ipynb #06-072
 def _draw(self, model, x:Tensor, generator=None) -> Draw:
     "The randomness of one step for a batch like `x`, of which only shape, dtype and device matter"
     if not x.is_floating_point(): raise TypeError(f"x is {x.dtype}; turn images into floats, e.g. x / 127.5 - 1")
@@ -147,7 +158,7 @@ def _draw(self, model, x:Tensor, generator=None) -> Draw:
 
 Objective.draw = _draw
 
-# %% ../nbs/06_objective.ipynb #06-072
+# %% ../nbs/06_objective.ipynb #06-073
 def _groups(self, B) -> int:
     "How many groups a batch makes"
     G, rest = divmod(B, self.M)
@@ -158,7 +169,7 @@ def _groups(self, B) -> int:
 
 Objective._groups = _groups
 
-# %% ../nbs/06_objective.ipynb #06-074
+# %% ../nbs/06_objective.ipynb #06-075
 def _part(self, which:slice) -> Draw:
     "The draw of the samples in a slice, which must hold whole groups"
     B, M = len(self.eps), len(self.eps) // len(self.t)
@@ -170,7 +181,7 @@ def _part(self, which:slice) -> Draw:
 
 Draw.part = _part
 
-# %% ../nbs/06_objective.ipynb #06-076
+# %% ../nbs/06_objective.ipynb #06-077
 @contextmanager
 def _masks(model, x, seed):
     "Dropout masks from `seed`, leaving the global random numbers as they were"
@@ -179,7 +190,7 @@ def _masks(model, x, seed):
         torch.manual_seed(seed)
         yield
 
-# %% ../nbs/06_objective.ipynb #06-078
+# %% ../nbs/06_objective.ipynb #06-079
 def _labels(self, model, x, label, draw):
     "What the student is told, and what the teacher"
     clean = model._labels(label, x)
@@ -188,7 +199,7 @@ def _labels(self, model, x, label, draw):
 
 Objective._labels = _labels
 
-# %% ../nbs/06_objective.ipynb #06-080
+# %% ../nbs/06_objective.ipynb #06-081
 def _call(self,
     model,            # an IMM
     x:Tensor,         # [B, ...] clean samples; B a multiple of M, and M in a row are a group
@@ -214,7 +225,7 @@ def _call(self,
 
 Objective.__call__ = _call
 
-# %% ../nbs/06_objective.ipynb #06-081
+# %% ../nbs/06_objective.ipynb #06-082
 def _fits(self, x, draw):
     G = self._groups(len(x))
     if draw.eps.shape != x.shape or len(draw.t) != G:

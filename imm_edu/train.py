@@ -171,7 +171,7 @@ def _parts(self):
 # %% ../nbs/08_train.ipynb #08-043
 def _gradient(self):
     "Leaves the gradient of the whole batch in the weights; returns the mean loss"
-    c, total = self.config, 0.
+    c, total, self.objective.progress = self.config, 0., self.progress
     x, label = self.data.batch(self.step, c.batch, c.seed)
     if label is not None and not self.model.classes: label = None      # data with classes, a model without
     with unchecked():
@@ -338,10 +338,11 @@ FREE = ("steps", "minutes", "save_every", "log_every", "keep", "compile", "patie
 
 def settings(training) -> dict:
     "What makes a run the run it is, as plain values"
-    model, plain = training.model, lambda o: {k: v for k, v in vars(o).items() if isinstance(v, (int, float, str, bool))}
+    model = training.model
     net = dict(kind=type(model.net).__name__, **getattr(model.net, "config", {}))
-    return json.loads(json.dumps(dict(config=asdict(training.config), net=net, model=model.extra_repr(),
-                      objective=plain(training.objective), data=repr(training.data)), default=str))
+    all_of_it = dict(config=asdict(training.config), net=net, model=model.extra_repr(),
+                     objective=training.objective.settings(), data=repr(training.data))
+    return json.loads(json.dumps(all_of_it, default=lambda o: getattr(o, "__name__", repr(o))))
 
 def surroundings() -> dict:
     "Where a run ran: versions, machine, command, state of the source"

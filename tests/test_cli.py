@@ -1,0 +1,185 @@
+"The command line: what a person types, what they get, and what a slip says."
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from PIL import Image
+
+import house
+from imm_edu import cli, presets, pretrained, sample, train
+
+SMALL = ["--batch", "16", "--set", "k=10", "--set", "width=16", "--set", "depth=1", "--set", "ema=.9"]
+
+
+def run(*argv):
+    return cli.main([str(a) for a in argv])
+
+
+def slip(capsys, *argv):
+    "What a mistaken command says: one line, exit code 2"
+    capsys.readouterr()
+    try:
+        code = run(*argv)
+    except SystemExit as e:
+        code = e.code
+    said = capsys.readouterr().err
+    assert code == 2 and said.count("\n") == 1 and "Traceback" not in said, f"exit code {code}: {said}"
+    return said
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    "The folder of a finished run of six steps"
+    folder = tmp_path_factory.mktemp("runs") / "digits"
+    assert run("train", "digits", "--out", folder, "--steps", 6, "--seed", 3, *SMALL) == 0
+    return folder
+
+
+@pytest.mark.parametrize("words", [(), *((name,) for name in cli.COMMANDS)], ids=lambda w: " ".join(w) or "imm-edu")
+def test_help(words, capsys):
+    with pytest.raises(SystemExit) as e:
+        run(*words, "--help")
+    text = capsys.readouterr().out
+    assert e.value.code == 0 and max(map(len, text.splitlines())) <= 100
+    assert not words or f"imm-edu {words[0]}" in text.partition("examples:")[2], "help shows examples"
+
+
+def test_a_run_leaves_a_model_and_pictures(digits):
+    recipe = json.loads((digits / "preset.json").read_text())
+    assert recipe["preset"] == "digits" and recipe["changes"]["train.steps"] == 6 and recipe["changes"]["net.width"] == 16
+    model = pretrained.load(digits)
+    saved = train.read_checkpoint(train.Run(digits).saved()[0])["ema"]
+    assert all(torch.equal(v, saved[k]) for k, v in model.state_dict().items()), "the model is the average of the last checkpoint"
+    assert sample.sample(model, 2, label=3).shape == (2, 1, 8, 8)
+    with Image.open(digits / "samples.png") as picture:
+        assert picture.width == picture.height >= 10 * 8 and len(set(picture.convert("L").tobytes())) > 50, "ten rows of ten, not blank"
+    along = sorted(p.name for p in (digits / "samples").iterdir())
+    assert len(along) == 12 and along[-1] == "00000006-2step.png", "here every step is a twentieth or more"
+
+
+def test_seeds_matter(digits, tmp_path):
+    assert run("train", "digits", "--out", tmp_path / "a", "--steps", 1, "--seed", 4, *SMALL) == 0
+    a, b = (presets.get("digits").changed(width=16, depth=1).model(seed) for seed in (3, 4))
+    assert not torch.equal(a.net.embed.weight, b.net.embed.weight)
+
+
+def test_going_on(tmp_path, capsys):
+    for steps in (2, 5):
+        assert run("train", "digits", "--out", tmp_path / "cut", "--steps", steps, "--set", "schedule=constant", *SMALL) == 0
+    assert "going on with" in capsys.readouterr().out
+    assert run("train", "--out", tmp_path / "cut") == 0, "a finished run is left as it is"
+    assert run("train", "digits", "--out", tmp_path / "whole", "--steps", 5, "--set", "schedule=constant", *SMALL) == 0
+    a, b = (pretrained.load(tmp_path / name) for name in ("cut", "whole"))
+    assert all(torch.equal(v, w) for v, w in zip(a.parameters(), b.parameters())), "cut in two or not, the same weights"
+
+
+def test_a_run_still_going_on_can_be_sampled(digits, tmp_path):
+    from shutil import copytree
+    going = copytree(digits, tmp_path / "going")
+    (going / "config.json").unlink()
+    a, b = cli.load(digits), cli.load(going)
+    assert all(torch.equal(v, w) for v, w in zip(a.parameters(), b.parameters())), "the newest checkpoint is used"
+
+
+def test_sample(digits, tmp_path, capsys):
+    out = tmp_path / "new" / "seven.png"
+    assert run("sample", digits, "--out", out, "--n", 9, "--label", 7, "--steps", 1) == 0
+    with Image.open(out) as picture:
+        assert picture.format == "PNG" and picture.width == picture.height >= 3 * 8
+    assert "9 samples, 1 step, guidance 1.5, seed 0" in capsys.readouterr().out
+
+
+def test_eval(digits, capsys):
+    assert run("eval", digits, "--n", 60) == 0
+    scores = json.loads((digits / "scores.json").read_text())
+    assert [(r["samples"], r.get("guidance")) for r in scores["scores"]] == [
+        ("1 step", 1), ("1 step", 1.5), ("2 steps", 1), ("2 steps", 1.5), ("real digits", None)]
+    assert scores["torch"] == torch.__version__ and scores["n"] == 60 and scores["seed"] == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("samples") and all(len(line) <= len(lines[0]) for line in lines[1:6]), "aligned"
+
+
+def test_a_toy(tmp_path):
+    folder = tmp_path / "moons"
+    assert run("train", "toy-moons", "--out", folder, "--steps", 6, "--batch", 32, "--set", "width=16", "--set", "depth=1") == 0
+    with Image.open(folder / "samples.png") as picture:
+        assert picture.width == picture.height > 100
+    assert run("eval", folder, "--n", 200) == 0
+    rows = json.loads((folder / "scores.json").read_text())["scores"]
+    assert [r["samples"] for r in rows] == ["1 step", "2 steps", "4 steps"] and all(r["mmd"] > r["null95"] > 0 for r in rows)
+
+
+def test_without_the_notebooks_packages(digits, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "imm_edu.show", None)
+    monkeypatch.setattr(sys.modules["imm_edu"], "show", None, raising=False)
+    assert run("sample", digits, "--out", tmp_path / "a.png") == 0
+    with Image.open(tmp_path / "a.png") as picture:
+        assert picture.width == picture.height >= 10 * 8
+
+
+@pytest.mark.parametrize("words, budget", [(["--minutes", 2], (0, 2)), (["--steps", 9], (9, 0)), ([], (7, 3)),
+                                           (["--steps", 9, "--minutes", 2], (9, 2)), (["--set", "steps=9"], (9, 3))])
+def test_a_budget_replaces_the_presets(words, budget):
+    args = cli.parser().parse_args(["train", "digits", "--out", "x", *map(str, words)])
+    config = presets.get("digits").changed(steps=7, minutes=3).changed(**cli._changes(args)).config()
+    assert (config.steps, config.minutes) == budget
+
+
+def test_slips_in_training(digits, tmp_path, capsys):
+    new = tmp_path / "new"
+    assert "did you mean digits?" in slip(capsys, "train", "digit", "--out", new)
+    assert "holds a run of the preset digits; for toy-moons give another --out" in slip(capsys, "train", "toy-moons", "--out", digits)
+    assert f"config.lr was {presets.get('digits').train['lr']} and is now 0.5" in slip(capsys, "train", "--out", digits, "--lr", .5)
+    assert "holds no run to go on with" in slip(capsys, "train", "--out", new)
+    assert "no option 'widht'; did you mean width?" in slip(capsys, "train", "digits", "--out", new, "--set", "widht=3")
+    assert "must be a multiple of 4" in slip(capsys, "train", "digits", "--out", new, "--batch", 6)
+    if not torch.cuda.is_available():
+        assert "needs a CUDA GPU" in slip(capsys, "train", "digits", "--out", new, "--precision", "fp16")
+    assert "required: --out" in slip(capsys, "train", "digits")
+    assert "unrecognized arguments: --stepps" in slip(capsys, "train", "digits", "--out", new, "--stepps", 3)
+    assert "invalid choice" in slip(capsys, "tarin")
+    assert not new.exists(), "a slip leaves nothing behind"
+
+
+def test_slips_with_files(digits, tmp_path, capsys):
+    (tmp_path / "file").write_text("x")
+    assert "cannot write to the run's folder" in slip(capsys, "train", "digits", "--out", tmp_path / "file" / "run", *SMALL)
+    assert "no released model of that name" in slip(capsys, "sample", tmp_path / "nothing", "--out", tmp_path / "x.png")
+    assert "name it" in slip(capsys, "sample", digits, "--out", tmp_path / "x.jpg")
+    assert "label must lie in 0 ... 9" in slip(capsys, "sample", digits, "--out", tmp_path / "x.png", "--label", 12)
+    assert "there is no preset.json" in slip(capsys, "eval", tmp_path)
+    assert "imagenet256-train.safetensors is no file" in slip(
+        capsys, "train", "imagenet256-s", "--out", tmp_path / "new", "--data", tmp_path, "--set", "width=48", "--set", "depth=1")
+
+
+def test_presets_and_bench(capsys):
+    assert run("presets") == 0
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in presets.names())
+    assert run("presets", "digits") == 0 and "width=" in capsys.readouterr().out
+    assert "did you mean cifar10-paper?" in slip(capsys, "presets", "cifar-10")
+    assert "'unett' is unknown; choose from digits, dit-s4, unet" in slip(capsys, "bench", "unett")
+
+
+def test_debugging_shows_where(tmp_path, monkeypatch):
+    monkeypatch.setenv("IMM_DEBUG", "1")
+    with pytest.raises(ValueError, match="did you mean"):
+        run("train", "digit", "--out", tmp_path)
+
+
+def test_two_processes(tmp_path):
+    "Launched on two processes it is the same run, and only one of them speaks"
+    def train_with(name, *launcher):
+        words = ["train", "digits", "--out", tmp_path / name, "--steps", 3, "--set", "schedule=constant", *SMALL]
+        command = [sys.executable, *launcher, "-m", "imm_edu.cli", *map(str, words)]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=house.ROOT,
+                              env={**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"})
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout, pretrained.load(tmp_path / name)
+    said, two = train_with("two", "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29533")
+    assert said.count("samples   ") == said.count("model     ") == 1
+    _, one = train_with("one")
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(one.parameters(), two.parameters())), "the same weights"
