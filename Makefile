@@ -4,8 +4,8 @@ PY    := $(CURDIR)/$(VENV)/bin/python
 MIN   := $(shell sed -n 's/^min_python *= *//p' settings.ini)
 READY := $(VENV)/ready
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
-# Threads that wait should sleep: where another program takes a core, spinning makes small networks many times slower.
-export OMP_WAIT_POLICY ?= passive
+# Threads that wait should soon sleep: where another program takes a core, long spinning makes small networks many times slower.
+export GOMP_SPINCOUNT ?= 3000
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z]*\):.*## */  make \1	/p' $(MAKEFILE_LIST)

@@ -109,7 +109,7 @@ for _name in ("checkerboard", "moons", "gaussians", "spiral"):
          net=("DiT", dict(size=1, channels=2, patch=1, width=64, depth=3, heads=1)),
          wrap=dict(flow="OTFM", param="simple_edm", second_time="s", sigma_d=.5, eps=.006, T=.994),
          objective=dict(k=(7, 10), a=1, b=5, M=4, label_drop=0.),
-         train=dict(steps=1600, batch=512, lr=4e-3, schedule="cosine", warmup=20, betas=(.9, .99), ema=.998),
+         train=dict(steps=1500, batch=512, lr=4e-3, schedule="cosine", warmup=20, betas=(.9, .99), ema=.998),
          sampling=dict(steps=2))
 
 # %% ../nbs/11_presets.ipynb #11-027
@@ -118,7 +118,7 @@ _add("digits", "handwritten digits of 8x8 pixels by class, trained in minutes on
      net=("DiT", dict(size=8, channels=1, patch=2, width=96, depth=3, heads=4, classes=10)),
      wrap=dict(flow="OTFM", param="simple_edm", second_time="s", sigma_d=.5, eps=.006, T=.994),
      objective=dict(k=(7, 10.5), a=1, b=5, M=4, label_drop=.1),
-     train=dict(steps=2800, batch=64, lr=2.5e-3, schedule="cosine", warmup=50, betas=(.9, .99), ema=.9995),
+     train=dict(steps=3000, batch=64, lr=2.5e-3, schedule="cosine", betas=(.9, .99), ema=.9995),
      sampling=dict(steps=2, guidance=1.5))
 
 # %% ../nbs/11_presets.ipynb #11-037

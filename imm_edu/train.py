@@ -353,7 +353,9 @@ def surroundings() -> dict:
     try: commit = git("describe", "--always", "--dirty", "--abbrev=12")
     except OSError: commit = None                  # no git here
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return dict(date=datetime.now(timezone.utc).isoformat(timespec="seconds"), command=sys.argv, commit=commit,
+    program, *rest = sys.argv
+    command = "notebook" if "ipykernel" in program else " ".join([Path(program).name, *rest])
+    return dict(date=datetime.now(timezone.utc).isoformat(timespec="seconds"), command=command, commit=commit,
                 python=platform.python_version(), torch=torch.__version__, machine=platform.platform(),
                 cpus=os.cpu_count(), threads=torch.get_num_threads(), gpu=gpu)
 
@@ -440,7 +442,7 @@ def _log(self, record:Record, every:int):
     self.rows.append(record)
     if record.step % every and record.progress < 1: return
     mean = {k: sum(getattr(r, k) for r in self.rows) / len(self.rows) for k in ("loss", "grad_norm")}
-    row = record._asdict() | mean | dict(time=round(time.time(), 3))
+    row = record._asdict() | mean | dict(time=int(time.time()))
     self._append({k: float(f"{v:.7g}") if isinstance(v, float) else v for k, v in row.items() if v != math.inf})
     self.rows.clear()
 
