@@ -375,7 +375,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                     'imm_edu.pretrained._additems': ('pretrained.html#_additems', 'imm_edu/pretrained.py'),
                                     'imm_edu.pretrained._as': ('pretrained.html#_as', 'imm_edu/pretrained.py'),
                                     'imm_edu.pretrained._attributes': ('pretrained.html#_attributes', 'imm_edu/pretrained.py'),
-                                    'imm_edu.pretrained._beside': ('pretrained.html#_beside', 'imm_edu/pretrained.py'),
                                     'imm_edu.pretrained._build': ('pretrained.html#_build', 'imm_edu/pretrained.py'),
                                     'imm_edu.pretrained._by_hand': ('pretrained.html#_by_hand', 'imm_edu/pretrained.py'),
                                     'imm_edu.pretrained._call': ('pretrained.html#_call', 'imm_edu/pretrained.py'),

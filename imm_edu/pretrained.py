@@ -8,7 +8,7 @@ __all__ = ['PLAIN', 'NUMPY', 'DTYPES', 'STORAGES', 'VALUES', 'CALLS', 'KINDS', '
            'eight', 'read', 'released', 'rebuild', 'describe', 'save', 'load', 'push_to_hub']
 
 # %% ../nbs/12_pretrained.ipynb #12-002
-import errno, io, json, math, os, re, struct, zipfile
+import errno, io, json, math, re, struct, zipfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from .dit import DiT
 from .flow import OTFM, Cosine
 from .precond import IMM
+from .train import beside
 from .unet import UNet
 
 # %% ../nbs/12_pretrained.ipynb #12-011
@@ -690,16 +691,6 @@ def _without_dropout_row(config, weights):
     return weights | {key: less}
 
 # %% ../nbs/12_pretrained.ipynb #12-172
-@contextmanager
-def _beside(path):
-    "A path to write to, renamed to `path` if all went well"
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        yield part
-        os.replace(part, path)
-    finally: part.unlink(missing_ok=True)
-
-# %% ../nbs/12_pretrained.ipynb #12-173
 OURS = {"UNet": UNet, "DiT": DiT}
 
 def describe(model:IMM) -> dict:
@@ -713,7 +704,7 @@ def describe(model:IMM) -> dict:
         param=model.param.name, second_time=model.second_time,
         sigma_d=model.sigma_d, eps=model.eps, T=model.T, time_scale=model.time_scale)
 
-# %% ../nbs/12_pretrained.ipynb #12-175
+# %% ../nbs/12_pretrained.ipynb #12-174
 def save(
     model:IMM,  # around a DiT or a UNet
     folder,     # made if it is not there; an older model in it is replaced
@@ -724,13 +715,13 @@ def save(
     folder.mkdir(parents=True, exist_ok=True)
     weights, settings, card = (folder / name for name in ("model.safetensors", "config.json", "README.md"))
     state = {k: v.detach().cpu().contiguous() for k, v in model.net.state_dict().items()}
-    with _beside(settings) as s, _beside(weights) as w:
+    with beside(settings) as s, beside(weights) as w:
         save_file(state, w, metadata={"format": "pt"})
         s.write_text(config + "\n", encoding="utf-8")
     if not card.exists(): card.write_text(_card(model), encoding="utf-8")
     return folder
 
-# %% ../nbs/12_pretrained.ipynb #12-176
+# %% ../nbs/12_pretrained.ipynb #12-175
 def _card(model):
     "A model card: what this is, and how to use it"
     c, count = model.net.config, sum(p.numel() for p in model.parameters())
@@ -751,7 +742,7 @@ tags: [inductive-moment-matching, few-step-sampling]
 Method: Zhou, Ermon and Song, Inductive Moment Matching, ICML 2025, arXiv 2503.07565.
 """
 
-# %% ../nbs/12_pretrained.ipynb #12-178
+# %% ../nbs/12_pretrained.ipynb #12-177
 def _read_folder(folder):
     "The settings and weights in a folder"
     from safetensors import SafetensorError
@@ -765,7 +756,7 @@ def _read_folder(folder):
         try: return config, load_file(folder / "model.safetensors")
         except SafetensorError as e: raise Unreadable(f"is damaged or incomplete ({e})") from None
 
-# %% ../nbs/12_pretrained.ipynb #12-179
+# %% ../nbs/12_pretrained.ipynb #12-178
 def _load_folder(folder):
     "A model from a folder that `save` wrote"
     folder = Path(folder)
@@ -780,14 +771,14 @@ def _load_folder(folder):
         _fill(net, {k: k for k in net.state_dict()}, weights)
     return model.eval()
 
-# %% ../nbs/12_pretrained.ipynb #12-190
+# %% ../nbs/12_pretrained.ipynb #12-189
 HUB = "lumaai/imm"
 LICENCE = f"""The released IMM weights ({HUB}) are licensed for research only: no commercial use, no deployment in
 products, nothing harmful. Known limits: they make images of the size they were trained on, inherit the biases of
 their data, and generalise poorly to other domains. Read the conditions at https://huggingface.co/{HUB} before you
 use them."""
 
-# %% ../nbs/12_pretrained.ipynb #12-191
+# %% ../nbs/12_pretrained.ipynb #12-190
 _XL = dict(
     model_type="DiT", img_resolution=32, img_channels=4, noise_schedule="fm", f_type="euler_fm", eps=0., T=.994)
 RELEASED = {
@@ -797,7 +788,7 @@ RELEASED = {
     "imagenet256_ts_a2": _XL | dict(temb_type="stride"),
     "imagenet256_s_a1": _XL | dict(temb_type="identity")}
 
-# %% ../nbs/12_pretrained.ipynb #12-193
+# %% ../nbs/12_pretrained.ipynb #12-192
 _told = set()
 
 def _by_hand(repo, file):
@@ -808,7 +799,7 @@ def _by_hand(repo, file):
     return (f"Fetch {site}/config.json and {site}/model.safetensors by other means, put both into one folder, say "
             f"{here / Path(repo).name}, and load that folder")
 
-# %% ../nbs/12_pretrained.ipynb #12-194
+# %% ../nbs/12_pretrained.ipynb #12-193
 def _download(repo, file):
     "The path of a file from the Hub, fetched unless it is in the cache"
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
@@ -821,7 +812,7 @@ def _download(repo, file):
         raise ConnectionError(f"could not fetch {file} of {repo} from the Hugging Face Hub ({type(e).__name__}). "
                               f"{_by_hand(repo, file)}") from e
 
-# %% ../nbs/12_pretrained.ipynb #12-196
+# %% ../nbs/12_pretrained.ipynb #12-195
 def _load_file(path, settings=None):
     "A model from a released checkpoint, or from weights alone with settings"
     with _naming(path):
@@ -834,7 +825,7 @@ def _load_file(path, settings=None):
                              f"one of {', '.join(RELEASED)}")
         return rebuild(settings, weights)
 
-# %% ../nbs/12_pretrained.ipynb #12-198
+# %% ../nbs/12_pretrained.ipynb #12-197
 def load(
     path_or_name,        # a released file (.pkl, .pt), a folder of ours, a name in RELEASED, or "owner/name" (Hub)
     settings:dict=None,  # for a file with weights alone: the released constructor's arguments
@@ -850,7 +841,7 @@ def load(
     raise FileNotFoundError(f"there is no file or folder {name}, and no released model of that name; known are "
                             f"{', '.join(RELEASED)}, or owner/name on the Hub")
 
-# %% ../nbs/12_pretrained.ipynb #12-207
+# %% ../nbs/12_pretrained.ipynb #12-206
 def push_to_hub(
     model:IMM,                       # around a DiT or a UNet
     repo:str,                        # "owner/name"; made if it is not there

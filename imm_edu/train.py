@@ -52,6 +52,7 @@ CHOICES = dict(schedule=("constant", "linear", "cosine"), optimiser=("adamw", "r
 LEAST = dict(steps=0, minutes=0, batch=1, warmup=0, weight_decay=0, accumulate=1, clip=0, patience=1, save_every=1,
              log_every=1, keep=1)
 
+# %% ../nbs/08_train.ipynb #08-016
 def _check(config):
     for name, allowed in CHOICES.items():
         if (v := getattr(config, name)) not in allowed:
@@ -64,7 +65,7 @@ def _check(config):
     if not 0 <= config.ema < 1: raise ValueError(f"ema must lie in [0, 1); got {config.ema}")
     if not (config.steps or config.minutes): raise ValueError("give a budget: steps=..., minutes=..., or both")
 
-# %% ../nbs/08_train.ipynb #08-018
+# %% ../nbs/08_train.ipynb #08-019
 def learning_rate(
     config,          # a Config
     step:int,        # steps taken
@@ -74,7 +75,7 @@ def learning_rate(
     fall = dict(constant=1., linear=1 - progress, cosine=(1 + math.cos(math.pi*progress)) / 2)[config.schedule]
     return config.lr * fall * min(1., (step + 1) / max(config.warmup, 1))
 
-# %% ../nbs/08_train.ipynb #08-023
+# %% ../nbs/08_train.ipynb #08-024
 def ema_decay(
     decay:float,  # of a long run
     step:int,     # steps taken
@@ -82,12 +83,13 @@ def ema_decay(
     "How much of the average stays at this step"
     return min(decay, (step + 1) / (step + 10))
 
+# %% ../nbs/08_train.ipynb #08-025
 @torch.no_grad()
 def ema_update(average:list, weights:list, decay:float):
     "Move the averages towards the weights, all tensors at once"
     torch._foreach_lerp_(average, weights, 1 - decay)
 
-# %% ../nbs/08_train.ipynb #08-029
+# %% ../nbs/08_train.ipynb #08-031
 class Training:
     "A model on its way: the model, its average, the optimiser, and how far they have come"
     def __init__(self,
@@ -107,19 +109,19 @@ class Training:
         self.student, self.teacher = _passes(self, teacher)
         self.step, self.seconds, self.skipped, self.bad, self.rate, self.stop = 0, 0., 0, 0, 0., False
 
-# %% ../nbs/08_train.ipynb #08-031
+# %% ../nbs/08_train.ipynb #08-033
 def _crew():
     from accelerate import PartialState
     return PartialState(cpu=not torch.cuda.is_available())
 
-# %% ../nbs/08_train.ipynb #08-033
+# %% ../nbs/08_train.ipynb #08-035
 def _optimiser(self):
     c = self.config
     common = dict(lr=c.lr, betas=tuple(c.betas), eps=c.adam_eps, weight_decay=c.weight_decay)
     if c.optimiser == "radam": return torch.optim.RAdam(self.params, foreach=True, **common)
     return torch.optim.AdamW(self.params, fused=True, **common)
 
-# %% ../nbs/08_train.ipynb #08-035
+# %% ../nbs/08_train.ipynb #08-037
 def precision_for(precision:str, device) -> str:
     "What \"auto\" means on this device; others are returned, or refused where they cannot run"
     cuda = torch.device(device).type == "cuda"
@@ -129,18 +131,19 @@ def precision_for(precision:str, device) -> str:
     major, _ = torch.cuda.get_device_capability(device)
     return "bf16" if major >= 8 else "fp16" if major == 7 else "fp32"
 
-# %% ../nbs/08_train.ipynb #08-037
+# %% ../nbs/08_train.ipynb #08-039
 def _scaler(self):
     self.precision = precision_for(self.config.precision, self.device)
     if self.device.type == "cuda": torch.set_float32_matmul_precision("highest" if self.precision == "fp32" else "high")
     return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
 
+# %% ../nbs/08_train.ipynb #08-040
 def _cast(self, on=True):
     "Autocast as the precision says"
     kind = dict(bf16=torch.bfloat16, fp16=torch.float16).get(self.precision)
     return torch.autocast(self.device.type, kind) if kind and on else nullcontext()
 
-# %% ../nbs/08_train.ipynb #08-039
+# %% ../nbs/08_train.ipynb #08-042
 def _passes(self, teacher):
     fast = torch.compile(self.model) if self.config.compile else self.model
     taught = self.ema if teacher == "ema" else fast
@@ -152,7 +155,7 @@ def _passes(self, teacher):
         student = nn.parallel.DistributedDataParallel(fast, place, broadcast_buffers=False, gradient_as_bucket_view=True)
     return student, full if self.precision == "fp16" else taught
 
-# %% ../nbs/08_train.ipynb #08-041
+# %% ../nbs/08_train.ipynb #08-044
 def _check_parts(self, data, teacher):
     c, M, n = self.config, self.objective.M, self.crew.num_processes
     if c.batch % (M * n * c.accumulate):
@@ -162,13 +165,14 @@ def _check_parts(self, data, teacher):
     if not hasattr(data, "batch"):
         raise TypeError(f"data must have batch(step, size, seed), as those of imm_edu.data; got {type(data).__name__}")
 
+# %% ../nbs/08_train.ipynb #08-045
 def _parts(self):
     "The slices of the batch that this process computes"
     c, n = self.config, self.crew.num_processes
     size, first = c.batch // (n * c.accumulate), self.crew.process_index * c.accumulate
     return [slice(i*size, (i + 1)*size) for i in range(first, first + c.accumulate)]
 
-# %% ../nbs/08_train.ipynb #08-043
+# %% ../nbs/08_train.ipynb #08-047
 def _gradient(self):
     "Leaves the gradient of the whole batch in the weights; returns the mean loss"
     c, total, self.objective.progress = self.config, 0., self.progress
@@ -186,11 +190,12 @@ def _gradient(self):
             total = total + loss.detach()
     return total
 
+# %% ../nbs/08_train.ipynb #08-048
 def _shared(self, last):
     "Processes exchange gradients with the last part only"
     return nullcontext() if last or self.crew.num_processes == 1 else self.student.no_sync()
 
-# %% ../nbs/08_train.ipynb #08-045
+# %% ../nbs/08_train.ipynb #08-050
 def _update(self):
     "Apply the gradient, unless it is not finite; returns its length"
     c = self.config
@@ -205,10 +210,11 @@ def _update(self):
     self.optimiser.zero_grad()
     return norm
 
-# %% ../nbs/08_train.ipynb #08-046
+# %% ../nbs/08_train.ipynb #08-051
 class Broken(RuntimeError):
     "Training cannot go on; the weights are those of the last good step"
 
+# %% ../nbs/08_train.ipynb #08-052
 def _count(self, fine):
     self.bad = 0 if fine else self.bad + 1
     self.skipped += not fine
@@ -218,7 +224,7 @@ def _count(self, fine):
 
 Training._count = _count
 
-# %% ../nbs/08_train.ipynb #08-048
+# %% ../nbs/08_train.ipynb #08-054
 class Record(NamedTuple):
     "One step in numbers"
     step:int         # steps taken, this one included
@@ -230,18 +236,19 @@ class Record(NamedTuple):
     progress:float   # share of the budget that is spent
     left:float       # seconds left, by the speed so far
 
-# %% ../nbs/08_train.ipynb #08-049
+# %% ../nbs/08_train.ipynb #08-055
 def _progress(self) -> float:
     "Share of the budget that is spent"
     c = self.config
     return min(1., max(self.step / c.steps if c.steps else 0., self.seconds / (60*c.minutes) if c.minutes else 0.))
 
+# %% ../nbs/08_train.ipynb #08-056
 def _left(self) -> float:
     return self.seconds * (1 - self.progress) / self.progress if self.progress else math.inf
 
 Training.progress, Training.left = property(_progress), property(_left)
 
-# %% ../nbs/08_train.ipynb #08-050
+# %% ../nbs/08_train.ipynb #08-057
 def _take_step(self) -> Record:
     "One optimiser step"
     start, lr = time.perf_counter(), learning_rate(self.config, self.step, self.progress)
@@ -254,11 +261,12 @@ def _take_step(self) -> Record:
 
 Training.take_step = _take_step
 
-# %% ../nbs/08_train.ipynb #08-052
+# %% ../nbs/08_train.ipynb #08-059
 def _mean_over_crew(self, loss):
     if self.crew.num_processes > 1: torch.distributed.all_reduce(loss); loss /= self.crew.num_processes
     return loss.item()
 
+# %% ../nbs/08_train.ipynb #08-060
 def _agree(self):
     "One clock and one decision to stop for all processes"
     if self.crew.num_processes == 1: return
@@ -266,7 +274,7 @@ def _agree(self):
     torch.distributed.all_reduce(both, torch.distributed.ReduceOp.MAX)
     self.seconds, self.stop = both[0].item(), bool(both[1])
 
-# %% ../nbs/08_train.ipynb #08-054
+# %% ../nbs/08_train.ipynb #08-062
 def train(training:Training):
     "Steps until the budget is spent or `training.stop` is set; yields a Record after each"
     training.model.train()
@@ -277,14 +285,16 @@ def train(training:Training):
         training.seconds, last = training.seconds + now - last, now
         _agree(training)
 
-# %% ../nbs/08_train.ipynb #08-066
+# %% ../nbs/08_train.ipynb #08-074
 COUNTS = ("step", "seconds", "skipped", "bad")
 
+# %% ../nbs/08_train.ipynb #08-075
 def _state(self) -> dict:
     "All that changes during a run"
     parts = {name: getattr(self, name).state_dict() for name in ("model", "ema", "optimiser", "scaler")}
     return parts | {name: getattr(self, name) for name in COUNTS}
 
+# %% ../nbs/08_train.ipynb #08-076
 def _restore(self, state:dict):
     "Go back to a state"
     for name in ("model", "ema", "optimiser", "scaler"): getattr(self, name).load_state_dict(state[name])
@@ -292,7 +302,7 @@ def _restore(self, state:dict):
 
 Training.state, Training.restore = _state, _restore
 
-# %% ../nbs/08_train.ipynb #08-069
+# %% ../nbs/08_train.ipynb #08-080
 class _Hashing:
     "A file that knows the digest of what was written to it"
     def __init__(self, file): self.file, self.hash = file, hashlib.blake2b(digest_size=8)
@@ -301,6 +311,7 @@ class _Hashing:
         return self.file.write(data)
     def flush(self): self.file.flush()
 
+# %% ../nbs/08_train.ipynb #08-081
 @contextmanager
 def beside(path:Path):
     "A path to write to, renamed to `path` if all went well and removed if not"
@@ -310,7 +321,7 @@ def beside(path:Path):
         os.replace(part, path)
     finally: part.unlink(missing_ok=True)
 
-# %% ../nbs/08_train.ipynb #08-070
+# %% ../nbs/08_train.ipynb #08-082
 def write_checkpoint(state:dict, folder:Path) -> Path:
     "Write a state as folder/<step>-<digest>.pt, whole or not at all"
     part = folder / f".{os.getpid()}.part"
@@ -323,19 +334,21 @@ def write_checkpoint(state:dict, folder:Path) -> Path:
     finally: part.unlink(missing_ok=True)
     return path
 
-# %% ../nbs/08_train.ipynb #08-071
+# %% ../nbs/08_train.ipynb #08-083
 class Damaged(RuntimeError):
     "A checkpoint that is not what was written"
 
+# %% ../nbs/08_train.ipynb #08-084
 def read_checkpoint(path:Path) -> dict:
     "The state in a checkpoint; nothing in the file is executed"
     with open(path, "rb") as f: digest = hashlib.file_digest(f, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
     if digest != path.stem.partition("-")[2]: raise Damaged(f"{path} is damaged: its content does not match its name")
     return torch.load(path, map_location="cpu", weights_only=True)
 
-# %% ../nbs/08_train.ipynb #08-075
+# %% ../nbs/08_train.ipynb #08-088
 FREE = ("steps", "minutes", "save_every", "log_every", "keep", "compile", "patience")   # may change between sessions
 
+# %% ../nbs/08_train.ipynb #08-089
 def settings(training) -> dict:
     "What makes a run the run it is, as plain values"
     model = training.model
@@ -344,6 +357,7 @@ def settings(training) -> dict:
                      objective=training.objective.settings(), data=repr(training.data))
     return json.loads(json.dumps(all_of_it, default=lambda o: getattr(o, "__name__", repr(o))))
 
+# %% ../nbs/08_train.ipynb #08-090
 def surroundings() -> dict:
     "Where a run ran: versions, machine, command, state of the source"
     import imm_edu
@@ -359,7 +373,7 @@ def surroundings() -> dict:
                 python=platform.python_version(), torch=torch.__version__, machine=platform.platform(),
                 cpus=os.cpu_count(), threads=torch.get_num_threads(), gpu=gpu)
 
-# %% ../nbs/08_train.ipynb #08-077
+# %% ../nbs/08_train.ipynb #08-092
 class Run:
     "The folder of a run: settings, log, checkpoints"
     def __init__(self, folder, keep:int=2):
@@ -372,7 +386,7 @@ class Run:
         "Checkpoints, newest first"
         return sorted(self.checkpoints.glob("[0-9]*-*.pt"), reverse=True)
 
-# %% ../nbs/08_train.ipynb #08-078
+# %% ../nbs/08_train.ipynb #08-093
 def _open(self, training) -> bool:
     "Start a run here, or continue the one that is here; says which"
     try:
@@ -386,9 +400,11 @@ def _open(self, training) -> bool:
         raise OSError(f"cannot write to the run's folder {self.folder} ({e.strerror}); give another one") from e
     return self._continue(training)
 
+# %% ../nbs/08_train.ipynb #08-094
 def _write(self, name, text):
     with beside(self.folder / name) as part: part.write_text(text + "\n", encoding="utf-8")
 
+# %% ../nbs/08_train.ipynb #08-095
 def _past(self):
     path = self.folder / "run.json"
     if path.exists(): return json.loads(path.read_text(encoding="utf-8"))
@@ -396,7 +412,7 @@ def _past(self):
 
 Run.open, Run._write, Run._past = _open, _write, _past
 
-# %% ../nbs/08_train.ipynb #08-079
+# %% ../nbs/08_train.ipynb #08-096
 def _same(self, past, now):
     "Refuse to continue a run with other settings"
     if not past: return
@@ -407,7 +423,7 @@ def _same(self, past, now):
     changes = "; ".join(f"{k.rstrip('.')} was {old.get(k)!r} and is now {new.get(k)!r}" for k in other[:4])
     raise ValueError(f"{self.folder} holds a run with other settings: {changes}. Use those, or another folder")
 
-# %% ../nbs/08_train.ipynb #08-080
+# %% ../nbs/08_train.ipynb #08-097
 def _continue(self, training) -> bool:
     "Restore the newest checkpoint that is whole"
     for path in self.saved():
@@ -424,7 +440,7 @@ def _continue(self, training) -> bool:
 
 Run._same, Run._continue = _same, _continue
 
-# %% ../nbs/08_train.ipynb #08-082
+# %% ../nbs/08_train.ipynb #08-099
 def _metrics(self) -> list:
     "The lines of the log, as dictionaries"
     path = self.folder / "metrics.jsonl"
@@ -432,11 +448,13 @@ def _metrics(self) -> list:
     whole = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("}\n")]
     return [json.loads(line) for line in whole]
 
+# %% ../nbs/08_train.ipynb #08-100
 def _cut_log(self, step):
     rows = [row for row in self.metrics() if row["step"] <= step]
     self._write("metrics.jsonl", "\n".join(map(json.dumps, rows))) if rows else \
         (self.folder / "metrics.jsonl").unlink(missing_ok=True)
 
+# %% ../nbs/08_train.ipynb #08-101
 def _log(self, record:Record, every:int):
     "Add a step; a line with the means since the last one is written every few steps"
     self.rows.append(record)
@@ -448,16 +466,18 @@ def _log(self, record:Record, every:int):
 
 Run.metrics, Run._cut_log, Run.log = _metrics, _cut_log, _log
 
-# %% ../nbs/08_train.ipynb #08-084
+# %% ../nbs/08_train.ipynb #08-103
 def _append(self, row):
     try:
         with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as f: f.write(json.dumps(row) + "\n")
     except OSError as e: self._complain("a line of the log", e)
 
+# %% ../nbs/08_train.ipynb #08-104
 def _complain(self, what, e):
     print(f"could not write {what} to {self.folder} ({e.strerror}); training goes on, the last checkpoint is "
           f"{self.saved()[0].name if self.saved() else 'none'}. Free some space", flush=True)
 
+# %% ../nbs/08_train.ipynb #08-105
 def _save(self, training) -> Path|None:
     "Write a checkpoint; on failure say so and keep the old ones"
     try: path = write_checkpoint(training.state(), self.checkpoints)
@@ -470,11 +490,12 @@ def _save(self, training) -> Path|None:
 
 Run._append, Run._complain, Run.save = _append, _complain, _save
 
-# %% ../nbs/08_train.ipynb #08-086
+# %% ../nbs/08_train.ipynb #08-107
 def _best(self):
     path = self.folder / "best.json"
     return json.loads(path.read_text(encoding="utf-8"))["checkpoint"] if path.exists() else None
 
+# %% ../nbs/08_train.ipynb #08-108
 def _judge(self, path:Path, score:float):
     "Remember this checkpoint as the best if it is"
     file = self.folder / "best.json"
@@ -483,7 +504,7 @@ def _judge(self, path:Path, score:float):
 
 Run._best, Run.judge = _best, _judge
 
-# %% ../nbs/08_train.ipynb #08-088
+# %% ../nbs/08_train.ipynb #08-110
 @contextmanager
 def _interruptible(training):
     "Interrupts ask the training to stop after its step; a second one stops at once"
@@ -496,7 +517,7 @@ def _interruptible(training):
     finally:
         for s, handler in before.items(): signal.signal(s, handler)
 
-# %% ../nbs/08_train.ipynb #08-089
+# %% ../nbs/08_train.ipynb #08-111
 def _bar(training, hidden):
     "A bar over the budget, which shows itself after two seconds"
     from tqdm.auto import tqdm
@@ -505,13 +526,14 @@ def _bar(training, hidden):
     start = training.step if c.steps and not c.minutes else int(100 * training.progress)
     return tqdm(initial=start, delay=2, disable=hidden, bar_format=shape, mininterval=.5, **total)
 
+# %% ../nbs/08_train.ipynb #08-112
 def _advance(bar, training, record):
     if bar.disable: return
     now = record.step if bar.unit == "step" else int(100 * record.progress)
     if now > bar.n: bar.update(now - bar.n)
     bar.set_postfix_str(f"loss {record.loss:.4f}, {record.images_s:.0f} images/s", refresh=False)
 
-# %% ../nbs/08_train.ipynb #08-090
+# %% ../nbs/08_train.ipynb #08-113
 def fit(
     model,           # an IMM
     data,            # as of chapter 07
@@ -535,7 +557,7 @@ def fit(
     _leave(run, training)
     return training
 
-# %% ../nbs/08_train.ipynb #08-091
+# %% ../nbs/08_train.ipynb #08-114
 def _enter(run, training):
     "The main process opens the run, then the others restore what it restored"
     if training.crew.is_main_process and run.open(training):
@@ -543,12 +565,14 @@ def _enter(run, training):
     training.crew.wait_for_everyone()
     if not training.crew.is_main_process and run.saved(): training.restore(read_checkpoint(run.saved()[0]))
 
+# %% ../nbs/08_train.ipynb #08-115
 def _keep(run, training, record, score):
     run.log(record, training.config.log_every)
     if training.step % training.config.save_every and training.progress < 1: return
     path = run.save(training)
     if path and score: run.judge(path, float(score(training.ema)))
 
+# %% ../nbs/08_train.ipynb #08-116
 def _leave(run, training):
     "A last checkpoint where the run was stopped, and a word on how to go on"
     training.crew.wait_for_everyone()

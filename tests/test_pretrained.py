@@ -674,7 +674,7 @@ def test_a_failed_write_leaves_the_old_model(dies_at, tmp_path, monkeypatch):
         if dies_at != "replace":
             Path(args[1]).write_bytes(b"half")
         raise KeyboardInterrupt if dies_at == "interrupt" else OSError(28, "No space left on device")
-    place = (pretrained.os, "replace") if dies_at == "replace" else (safetensors.torch, "save_file")
+    place = (os, "replace") if dies_at == "replace" else (safetensors.torch, "save_file")
     monkeypatch.setattr(*place, dies)
     with pytest.raises(KeyboardInterrupt if dies_at == "interrupt" else OSError):
         pretrained.save(new, tmp_path)
