@@ -3,20 +3,28 @@
 # %% auto #0
 __all__ = ['FID_SHA256', 'flat', 'Gaussian', 'fit', 'frechet', 'KID', 'kid', 'median_width', 'MMDTest', 'mmd_test', 'mmd',
            'mmd_null', 'PrecisionRecall', 'precision_recall', 'variance_ratio', 'Nearest', 'nearest', 'Copies',
-           'copies', 'classifier_score', 'svm', 'digit_scores', 'real_digit_scores', 'features', 'to_uint8',
-           'Inception', 'inception']
+           'copies', 'classifier_score', 'svm', 'digit_scores', 'real_digit_scores', 'features', 'whitening', 'Halving',
+           'Judge', 'load_judge', 'judge', 'judge_file', 'to_uint8', 'picture_scores', 'Inception', 'inception',
+           'Moments', 'reference_statistics', 'by_seed', 'fid']
 
 # %% ../nbs/10_metrics.ipynb #10-002
-import hashlib, os, warnings
+import hashlib, json, math, os, time, warnings
+from datetime import date
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
 
+from .data import _data_folder, _keep, _kept, order, seeded
 from .flow import check_samples
 from .mmd import _kernel, _width, pdist
+from .sample import _shape, _times, pushforward
+from .train import beside
 
-# %% ../nbs/10_metrics.ipynb #10-006
+# %% ../nbs/10_metrics.ipynb #10-007
 def flat(x, name:str="x") -> Tensor:
     "Images or points as rows of numbers: [n, d] float64"
     x = torch.as_tensor(x)
@@ -27,7 +35,7 @@ def flat(x, name:str="x") -> Tensor:
     check_samples(**{name: x})
     return x
 
-# %% ../nbs/10_metrics.ipynb #10-009
+# %% ../nbs/10_metrics.ipynb #10-010
 def _pair(a, b, names=("a", "b")):
     "Both flattened, after a look at their widths"
     a, b = flat(a, names[0]), flat(b, names[1])
@@ -36,26 +44,29 @@ def _pair(a, b, names=("a", "b")):
                          "both must come from the same features")
     return a, b
 
-# %% ../nbs/10_metrics.ipynb #10-015
+# %% ../nbs/10_metrics.ipynb #10-016
 class Gaussian(NamedTuple):
     "What the Fréchet distance knows about a set of features"
     mean: Tensor     # [d] float64
     cov: Tensor      # [d, d] float64
     n: int           # how many samples it was fitted to
 
-# %% ../nbs/10_metrics.ipynb #10-016
+# %% ../nbs/10_metrics.ipynb #10-017
 def fit(x) -> Gaussian:
     "The Gaussian of features x [n, d]"
     x = flat(x)
     n, d = x.shape
     if n < 2: raise ValueError("a covariance needs at least 2 samples; got 1")
-    if n <= d:
-        warnings.warn(f"{n} samples of {d} features: the covariance has rank {n-1} at most, and a Fréchet distance "
-                      "is then mostly bias. Use more samples, fewer features, or kid", stacklevel=2)
+    _check_rank(n, d)
     mean = x.mean(0)
     return Gaussian(mean, (x - mean).T @ (x - mean) / (n - 1), n)
 
-# %% ../nbs/10_metrics.ipynb #10-017
+def _check_rank(n, d):
+    if n <= d:
+        warnings.warn(f"{n} samples of {d} features: the covariance has rank {n-1} at most, and a Fréchet distance "
+                      "is then mostly bias. Use more samples, fewer features, or kid", stacklevel=3)
+
+# %% ../nbs/10_metrics.ipynb #10-018
 def _factor(cov:Tensor) -> Tensor:
     "R with R'R = cov"
     values, vectors = torch.linalg.eigh(cov)
@@ -63,7 +74,7 @@ def _factor(cov:Tensor) -> Tensor:
         raise ValueError(f"cov is no covariance: it has the eigenvalue {values[0]:.3g}")
     return values.clamp_min(0).sqrt()[:, None] * vectors.T
 
-# %% ../nbs/10_metrics.ipynb #10-019
+# %% ../nbs/10_metrics.ipynb #10-020
 def frechet(
     a,            # features [n, d], or a fitted Gaussian
     b,            # features [m, d], or a fitted Gaussian
@@ -75,13 +86,13 @@ def frechet(
     value = (a.mean - b.mean).square().sum() + a.cov.trace() + b.cov.trace() - 2*cross
     return max(0., value.item())
 
-# %% ../nbs/10_metrics.ipynb #10-040
+# %% ../nbs/10_metrics.ipynb #10-041
 class KID(NamedTuple):
     "Mean and standard deviation over subsets"
     mean: float
     std: float
 
-# %% ../nbs/10_metrics.ipynb #10-042
+# %% ../nbs/10_metrics.ipynb #10-043
 def _cubic(x, y): return (x @ y.T / x.shape[1] + 1)**3
 
 def _unbiased(xx, yy, xy):
@@ -93,7 +104,7 @@ def _check_subsets(subset, subsets, n):
     if not 2 <= subset <= n: raise ValueError(f"subset = {subset} must be between 2 and the {n} samples at hand")
     if subsets < 1: raise ValueError(f"subsets must be at least 1; got {subsets}")
 
-# %% ../nbs/10_metrics.ipynb #10-043
+# %% ../nbs/10_metrics.ipynb #10-044
 def kid(
     a,                  # features [n, d]
     b,                  # features [m, d]
@@ -110,7 +121,7 @@ def kid(
     values = torch.stack([_unbiased(_cubic(x, x), _cubic(y, y), _cubic(x, y)) for x, y in pairs])
     return KID(values.mean().item(), values.std(correction=0).item())
 
-# %% ../nbs/10_metrics.ipynb #10-052
+# %% ../nbs/10_metrics.ipynb #10-053
 def _distances(x:Tensor, y:Tensor, cells:int=2**20):
     "Distances of x to y in blocks of rows: pairs of (rows, [rows, len(y)]), about 8 MB a block"
     step = max(1, cells // len(y))
@@ -118,7 +129,7 @@ def _distances(x:Tensor, y:Tensor, cells:int=2**20):
         rows = slice(i, i + step)
         yield rows, pdist(x[None, rows], y[None])[0]
 
-# %% ../nbs/10_metrics.ipynb #10-054
+# %% ../nbs/10_metrics.ipynb #10-055
 def _dealt(pool, Z, w, kernel, estimator, step:int=256):
     "MMD² [P] between the points of `pool` [N, d] that a column of Z [N, P] marks with 1 and those with 0"
     Z, D = Z.to(pool), pool.shape[1]
@@ -132,12 +143,12 @@ def _dealt(pool, Z, w, kernel, estimator, step:int=256):
     n, yy, xy = Z.sum(0), whole - 2*xall + xx, xall - xx
     return _from_sums(xx, yy, xy, n, len(pool) - n, kernel(pool.new_zeros(1), w, D), estimator)
 
-# %% ../nbs/10_metrics.ipynb #10-056
+# %% ../nbs/10_metrics.ipynb #10-057
 def _from_sums(xx, yy, xy, n, m, self_, estimator):
     if estimator == "v": return xx/n**2 + yy/m**2 - 2*xy/(n*m)
     return (xx - n*self_)/(n*(n - 1)) + (yy - m*self_)/(m*(m - 1)) - 2*xy/(n*m)
 
-# %% ../nbs/10_metrics.ipynb #10-058
+# %% ../nbs/10_metrics.ipynb #10-059
 def median_width(x, kernel:str="laplace", seed:int=0) -> float:
     "Inverse width at which the median pair among up to 1,000 points has similarity 1/e (rbf: 1/sqrt(e))"
     x = flat(x)
@@ -146,7 +157,7 @@ def median_width(x, kernel:str="laplace", seed:int=0) -> float:
     typical = d[d > 0].median() if (d > 0).any() else d.new_ones(())
     return (x.shape[1] / typical**(2 if kernel == "rbf" else 1)).item()
 
-# %% ../nbs/10_metrics.ipynb #10-059
+# %% ../nbs/10_metrics.ipynb #10-060
 class MMDTest(NamedTuple):
     "Outcome of mmd_test"
     mmd2: float       # estimate of the squared MMD; may be negative when the sets agree
@@ -155,7 +166,7 @@ class MMDTest(NamedTuple):
     null95: float     # 95th percentile of the MMD over random deals
     w: float          # inverse width of the kernel
 
-# %% ../nbs/10_metrics.ipynb #10-061
+# %% ../nbs/10_metrics.ipynb #10-062
 def _first(n:int, N:int) -> Tensor:
     "[N, 1]: marks the first n"
     return (torch.arange(N) < n).double()[:, None]
@@ -167,7 +178,7 @@ def _deals(N:int, n:int, count:int, seed:int) -> Tensor:
     for z in Z.T: z[torch.randperm(N, generator=g)[:n]] = 1
     return Z
 
-# %% ../nbs/10_metrics.ipynb #10-063
+# %% ../nbs/10_metrics.ipynb #10-064
 def _root(square) -> float:
     "Root of an estimate that may be negative by chance"
     return max(0., float(square))**.5
@@ -176,7 +187,7 @@ def _check_sets(x, y, deals=1):
     if min(len(x), len(y)) < 2: raise ValueError("an MMD needs at least 2 samples in each set")
     if deals < 1: raise ValueError(f"permutations must be at least 1; got {deals}")
 
-# %% ../nbs/10_metrics.ipynb #10-064
+# %% ../nbs/10_metrics.ipynb #10-065
 def mmd_test(
     x,                      # first set, [n, d]
     y,                      # second set, [m, d]
@@ -195,7 +206,7 @@ def mmd_test(
     p = (1 + (null >= seen).sum().item()) / (1 + permutations)
     return MMDTest(seen.item(), _root(seen), p, _root(null.quantile(.95)), w)
 
-# %% ../nbs/10_metrics.ipynb #10-086
+# %% ../nbs/10_metrics.ipynb #10-087
 def mmd(
     x,                    # first set, [n, d]
     y,                    # second set, [m, d]
@@ -210,7 +221,7 @@ def mmd(
     Z = _first(len(x), len(x) + len(y))
     return _root(_dealt(torch.cat([x, y]), Z, _width(w, 1).item(), _kernel(kernel), estimator))
 
-# %% ../nbs/10_metrics.ipynb #10-087
+# %% ../nbs/10_metrics.ipynb #10-088
 def mmd_null(
     real,                 # 2n real samples, [2n, d]
     w:float=1.,           # inverse width of the kernel, as for mmd
@@ -226,13 +237,13 @@ def mmd_null(
     Z = _deals(len(real), len(real)//2, splits, seed)
     return _root(_dealt(real, Z, _width(w, 1).item(), _kernel(kernel), estimator).quantile(q))
 
-# %% ../nbs/10_metrics.ipynb #10-096
+# %% ../nbs/10_metrics.ipynb #10-097
 class PrecisionRecall(NamedTuple):
     "Shares between 0 and 1"
     precision: float
     recall: float
 
-# %% ../nbs/10_metrics.ipynb #10-098
+# %% ../nbs/10_metrics.ipynb #10-099
 def _radii(x, k):
     "Distance of each point to its k-th neighbour among the others"
     return torch.cat([d.kthvalue(k + 1, dim=1).values for _, d in _distances(x, x)])
@@ -241,7 +252,7 @@ def _inside(points, centres, radii):
     "Share of the points that lie in a ball"
     return torch.cat([(d <= radii).any(1) for _, d in _distances(points, centres)]).double().mean().item()
 
-# %% ../nbs/10_metrics.ipynb #10-099
+# %% ../nbs/10_metrics.ipynb #10-100
 def precision_recall(
     real,      # features [n, d]
     fake,      # features [m, d]
@@ -254,7 +265,7 @@ def precision_recall(
                          f"{len(real)} real and {len(fake)} fake")
     return PrecisionRecall(_inside(fake, real, _radii(real, k)), _inside(real, fake, _radii(fake, k)))
 
-# %% ../nbs/10_metrics.ipynb #10-113
+# %% ../nbs/10_metrics.ipynb #10-114
 def variance_ratio(real, fake) -> float:
     "Total variance of the fakes over that of the real samples"
     real, fake = _pair(real, fake, ("real", "fake"))
@@ -262,13 +273,13 @@ def variance_ratio(real, fake) -> float:
     if (spread := real.var(0).sum()) == 0: raise ValueError("the real samples are all the same")
     return (fake.var(0).sum() / spread).item()
 
-# %% ../nbs/10_metrics.ipynb #10-116
+# %% ../nbs/10_metrics.ipynb #10-117
 class Nearest(NamedTuple):
     "Nearest neighbours, the closest first"
     distance: Tensor    # [n, k]
     index: Tensor       # [n, k]
 
-# %% ../nbs/10_metrics.ipynb #10-118
+# %% ../nbs/10_metrics.ipynb #10-119
 def nearest(fake, real, k:int=1) -> Nearest:
     "For each fake its k nearest real samples"
     fake, real = _pair(fake, real, ("fake", "real"))
@@ -276,14 +287,14 @@ def nearest(fake, real, k:int=1) -> Nearest:
     found = [d.topk(k, largest=False) for _, d in _distances(fake, real)]
     return Nearest(torch.cat([f.values for f in found]), torch.cat([f.indices for f in found]))
 
-# %% ../nbs/10_metrics.ipynb #10-122
+# %% ../nbs/10_metrics.ipynb #10-123
 class Copies(NamedTuple):
     "Shares of the fakes"
     close: float        # nearer to the training set than all but a share q of the test samples
     single: float       # at most half as far from one training sample as from any other
     threshold: float    # the distance that counts as close
 
-# %% ../nbs/10_metrics.ipynb #10-123
+# %% ../nbs/10_metrics.ipynb #10-124
 def copies(
     fake,         # samples to be judged [n, d]
     train,        # what they might be copied from [m, d]
@@ -297,7 +308,7 @@ def copies(
     share = lambda which: which.double().mean().item()
     return Copies(share(first < threshold), share(2*first <= second), threshold)
 
-# %% ../nbs/10_metrics.ipynb #10-136
+# %% ../nbs/10_metrics.ipynb #10-137
 def classifier_score(images, label, predict) -> float:
     "Share of the images that `predict(images)` puts into the class `label`"
     guess, label = (torch.as_tensor(v).cpu() for v in (predict(images), label))
@@ -305,7 +316,7 @@ def classifier_score(images, label, predict) -> float:
         raise ValueError(f"label has shape {list(label.shape)}, predictions have {list(guess.shape)}; they must match")
     return (guess == label).double().mean().item()
 
-# %% ../nbs/10_metrics.ipynb #10-137
+# %% ../nbs/10_metrics.ipynb #10-138
 _SVMS = {}
 
 def _unit(data): return flat(data.x, "data.x") / 255
@@ -318,14 +329,14 @@ def svm(train):
     if key not in _SVMS: _SVMS[key] = SVC(gamma="scale", C=10).fit(_unit(train).cpu(), train.label.cpu())
     return lambda images: torch.from_numpy(_SVMS[key].predict(flat(images).cpu().numpy()))
 
-# %% ../nbs/10_metrics.ipynb #10-142
+# %% ../nbs/10_metrics.ipynb #10-143
 def _reference(train, c, per_class):
     "`per_class` training images of class c, always the same, and the rest of that class"
     x = _unit(train)[train.label == c]
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(int(c))).to(x.device)
     return x[order[:per_class]], x[order[per_class:]]
 
-# %% ../nbs/10_metrics.ipynb #10-145
+# %% ../nbs/10_metrics.ipynb #10-146
 def _within(fakes, train, k, per_class):
     "Precision, recall and variance, averaged over the classes of `fakes`, a dict of class to images"
     rows = []
@@ -337,7 +348,7 @@ def _within(fakes, train, k, per_class):
         rows.append([*precision_recall(real, fake[:per_class], k), variance_ratio(same, fake[:per_class])])
     return dict(zip(("precision", "recall", "variance"), torch.tensor(rows).mean(0).tolist()))
 
-# %% ../nbs/10_metrics.ipynb #10-147
+# %% ../nbs/10_metrics.ipynb #10-148
 def _digits(images, label, device):
     "Images and labels on one device, after a look at both"
     x, label = flat(images, "images").to(device), torch.as_tensor(label).to(device)
@@ -346,7 +357,7 @@ def _digits(images, label, device):
     if label.shape != x.shape[:1]: raise ValueError(f"label must have {len(x)} entries; got {list(label.shape)}")
     return x, label
 
-# %% ../nbs/10_metrics.ipynb #10-148
+# %% ../nbs/10_metrics.ipynb #10-149
 def digit_scores(
     images,              # [n, 1, 8, 8] in 0 ... 1
     label,               # [n] the classes that were asked for
@@ -364,7 +375,7 @@ def digit_scores(
                 close=near.close, single=near.single,
                 svm_test_accuracy=classifier_score(_unit(test), test.label, predict))
 
-# %% ../nbs/10_metrics.ipynb #10-150
+# %% ../nbs/10_metrics.ipynb #10-151
 def real_digit_scores(train, test, k:int=3, per_class:int=100) -> dict:
     "The same scores for real digits, as the row to compare with"
     x, predict = _unit(test), svm(train)
@@ -374,7 +385,7 @@ def real_digit_scores(train, test, k:int=3, per_class:int=100) -> dict:
     return dict(n=float(len(x)), accuracy=accuracy, **_within(others, train, k, per_class),
                 close=near.close, single=near.single, svm_test_accuracy=accuracy)
 
-# %% ../nbs/10_metrics.ipynb #10-171
+# %% ../nbs/10_metrics.ipynb #10-172
 @torch.no_grad()
 def features(
     net,             # a module, or any function of a batch of images
@@ -389,16 +400,287 @@ def features(
     on = (lambda x: x.to(weight.device)) if weight is not None else (lambda x: x)
     return torch.cat([net(on(x)).flatten(1).cpu() for x in images.split(batch)])
 
-# %% ../nbs/10_metrics.ipynb #10-196
-FID_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+# %% ../nbs/10_metrics.ipynb #10-197
+def whitening(
+    x,               # images [n, C, size, size], normalised
+    eps:float=.01,   # what is fainter than this is noise, and stays faint
+) -> Tensor:         # [8C, C, 2, 2]
+    "Filters that make the 2x2 patches of images uncorrelated, and their negatives"
+    patches = F.unfold(x, 2).transpose(1, 2).flatten(0, 1).double()
+    values, vectors = torch.linalg.eigh(patches.T.cov())
+    half = (vectors / (values + eps).sqrt()).T.float().unflatten(1, (x.shape[1], 2, 2))
+    return torch.cat([half, -half])
 
+# %% ../nbs/10_metrics.ipynb #10-201
+class Halving(nn.Module):
+    "Half the size, another number of channels, and a refinement on top"
+    def __init__(self, c_in, c_out):
+        super().__init__()
+        self.widen, self.refine = (nn.Conv2d(c, c_out, 3, padding=1, bias=False) for c in (c_in, c_out))
+        self.norm1, self.norm2 = nn.BatchNorm2d(c_out), nn.BatchNorm2d(c_out)
+
+    def forward(self, x):
+        x = F.max_pool2d(self.widen(x), min(2, x.shape[-1]))
+        x = F.relu(self.norm1(x))
+        return x + F.relu(self.norm2(self.refine(x)))
+
+# %% ../nbs/10_metrics.ipynb #10-203
+class Judge(nn.Module):
+    "A small classifier: from images to the features in front of its last layer"
+    def __init__(self,
+        channels:int,           # of the images
+        size:int,               # of the images
+        classes:int,            # how many kinds of them
+        widths=(32, 64, 128),   # channels after each halving; the last is the number of features
+    ):
+        super().__init__()
+        self.config = dict(channels=channels, size=size, classes=classes, widths=list(widths))
+        self.notes, self.seen = {}, {}
+        for name in ("mean", "std"): self.register_buffer(name, torch.ones(channels, 1, 1))
+        self.stem = nn.Conv2d(channels, 8*channels, 2, bias=False).requires_grad_(False)
+        self.blocks = nn.Sequential(*map(Halving, [8*channels, *widths], widths))
+        self.head = nn.Linear(widths[-1], classes)
+        self.to(memory_format=torch.channels_last)
+
+# %% ../nbs/10_metrics.ipynb #10-205
+def _pixels(self, images):
+    "Floats in 0 ... 1 from either kind of images, after a look at them"
+    c, s = self.config["channels"], self.config["size"]
+    if images.shape[1:] != (c, s, s):
+        raise ValueError(f"this judge has learned images of {c}x{s}x{s}; got {list(images.shape)}")
+    if images.dtype == torch.uint8: return images / 255
+    if not images.is_floating_point() or images.min() < -.01 or images.max() > 1.01:
+        raise ValueError("images must be bytes, or floats in 0 ... 1; from -1 ... 1: (x + 1) / 2")
+    return images
+
+# %% ../nbs/10_metrics.ipynb #10-206
+def _rows(self, x):
+    "Features of floats in 0 ... 1"
+    if self.config["size"] > 32: x = F.adaptive_avg_pool2d(x, 32)
+    x = ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+    return self.blocks(self.stem(x).relu()).mean((2, 3))
+
+def _forward(self, images): return self.rows(self._pixels(images))
+
+Judge._pixels, Judge.rows, Judge.forward = _pixels, _rows, _forward
+
+# %% ../nbs/10_metrics.ipynb #10-208
+@torch.no_grad()
+def _classify(self, images, batch:int=256) -> Tensor:
+    "The class of each image [n], on the CPU"
+    return self.verdict(features(self, images, batch))
+
+@torch.no_grad()
+def _verdict(self, rows) -> Tensor:
+    "The class of each row of features [n], on the CPU"
+    return self.head(rows.to(self.head.weight)).argmax(1).cpu()
+
+Judge.classify, Judge.verdict = _classify, _verdict
+
+# %% ../nbs/10_metrics.ipynb #10-213
+def _moved(x, flip, shift, g):
+    "Images moved by up to `shift` pixels, their borders mirrored, half of them flipped if `flip`"
+    n, m = len(x), x.shape[-1] - 1
+    down, right = torch.randint(-shift, shift + 1, (2, n, 1), generator=g)
+    rows, columns = (m - (m - (torch.arange(m + 1) + d).abs()).abs() for d in (down, right))
+    if flip: columns = torch.where(torch.rand(n, 1, generator=g) < .5, columns.flip(1), columns)
+    i, j, k = (v.to(x.device) for v in (torch.arange(n)[:, None, None], rows[:, :, None], columns[:, None]))
+    return x[i, :, j, k].permute(0, 3, 1, 2)
+
+# %% ../nbs/10_metrics.ipynb #10-218
+def _learn(net, data, steps, batch, lr, seed, flip, shift):
+    "The training of a judge"
+    weights = [p for p in net.parameters() if p.requires_grad]
+    matrices, vectors = ([p for p in weights if (p.dim() > 1) == many] for many in (True, False))
+    sgd = torch.optim.SGD([dict(params=matrices, weight_decay=5e-4), dict(params=vectors)], lr, .9, nesterov=True)
+    for step in tqdm(range(steps), f"judge, {steps} steps", delay=10, leave=False, unit="step"):
+        done = (step + 1) / (steps + 1)
+        for group in sgd.param_groups: group["lr"] = lr * min(4*done, (1 - done)*4/3)
+        i = order(len(data), step, batch, seed).to(data.device)
+        x = _moved(data.x[i], flip, shift, seeded(seed, step, "judge")).to(net.mean.device) / 255
+        loss = F.cross_entropy(net.head(net.rows(x)), data.label[i].to(x.device), label_smoothing=.1)
+        sgd.zero_grad()
+        loss.backward()
+        sgd.step()
+
+# %% ../nbs/10_metrics.ipynb #10-220
+def _fresh(data, seed) -> Judge:
+    "A judge that has learned nothing yet"
+    with torch.random.fork_rng([]):
+        torch.default_generator.manual_seed(seed)
+        net = Judge(data.channels, data.size, data.classes)
+    some = data.x[order(len(data), 0, min(500, len(data)), seed).to(data.device)].cpu() / 255
+    net.mean.copy_(some.mean((0, 2, 3))[:, None, None])
+    net.std.copy_(some.std((0, 2, 3))[:, None, None])
+    small = F.adaptive_avg_pool2d(some, 32) if data.size > 32 else some
+    net.stem.weight.data = whitening((small - net.mean) / net.std).contiguous(memory_format=torch.channels_last)
+    return net
+
+# %% ../nbs/10_metrics.ipynb #10-222
+def _hash(*data) -> str:
+    "Of the images and labels themselves"
+    found = hashlib.blake2b(digest_size=8)
+    for d in data:
+        for v in (d.x, d.label):
+            if v is not None: found.update(repr(tuple(v.shape)).encode() + v.cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+def _named(d):
+    return f"{len(d):,} images of {d.channels}x{d.size}x{d.size}" + (f" in {d.classes} classes" if d.classes else "")
+
+# %% ../nbs/10_metrics.ipynb #10-223
+def _protocol(self):
+    "What this judge is, in a line"
+    made = self.notes
+    if not made: return "an untrained judge"
+    return (f"judge {made['weights']} of {made['data']}, {made['accuracy']:.1%} right on {made['tested_on']:,} others "
+            f"({made['train_accuracy']:.1%} on those it has seen)")
+
+Judge.protocol = property(_protocol)
+Judge.extra_repr = lambda self: self.protocol
+
+# %% ../nbs/10_metrics.ipynb #10-225
+@torch.no_grad()
+def _rounded(net):
+    for p in net.parameters():
+        if p.dim() > 1: p.copy_(p.half())
+
+def _compact(net):
+    matrices = {k for k, p in net.named_parameters() if p.dim() > 1}
+    return {k: v.half() if k in matrices else v for k, v in net.state_dict().items()}
+
+# %% ../nbs/10_metrics.ipynb #10-226
+def _keep_judge(net, path):
+    "Weights and notes in one file, whole or not at all"
+    from safetensors.torch import save_file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {k: v.cpu().contiguous() for k, v in _compact(net).items()}
+    about = json.dumps(dict(config=net.config, notes=net.notes))
+    with beside(path) as part: save_file(tensors, part, dict(judge=about))
+
+# %% ../nbs/10_metrics.ipynb #10-227
+def load_judge(path) -> Judge:
+    "A judge that `judge` has kept"
+    from safetensors import SafetensorError, safe_open
+    try:
+        with safe_open(path, "pt") as f:
+            about, tensors = json.loads((f.metadata() or {})["judge"]), {k: f.get_tensor(k) for k in f.keys()}
+    except (SafetensorError, KeyError, ValueError) as e:
+        raise ValueError(f"{path} holds no judge ({type(e).__name__}: {e}); delete it, or give another place") from None
+    net = Judge(**about["config"])
+    net.load_state_dict(tensors)
+    net.notes = about["notes"]
+    return net.eval()
+
+# %% ../nbs/10_metrics.ipynb #10-229
+def judge(
+    train,                # images with labels, as chapter 07 makes them: what it learns
+    test,                 # others, for its accuracy
+    place=None,           # a file: read if it is there, else written
+    epochs:int=None,      # passes over the images; by default 4, or as many as make 100 steps
+    seed:int=0,           # same seed, same judge
+    flip:bool=None,       # is a mirrored image as good? by default as `train.flip` says
+    device=None,          # by default the GPU, if there is one
+) -> Judge:
+    "A small classifier of this very data set, in eval mode: the features to measure distances in"
+    _check_labels(train, test)
+    how = _how(train, epochs, seed, train.flip if flip is None else flip)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if place is None: return _trained(train, test, how, device)
+    if not Path(place).is_file(): _keep_judge(_trained(train, test, how, device), Path(place))
+    return _checked(load_judge(place), place, train, test, how).to(device)
+
+# %% ../nbs/10_metrics.ipynb #10-230
+def _how(data, epochs, seed, flip, batch=128):
+    "The settings of a training, as a judge remembers them"
+    steps = math.ceil((epochs or max(4, 100*batch / len(data))) * len(data) / batch)
+    return dict(steps=steps, batch=batch, lr=.2, seed=seed, flip=flip, shift=data.size//16)
+
+# %% ../nbs/10_metrics.ipynb #10-231
+def _check_labels(train, test):
+    if not train.classes or test.label is None:
+        raise ValueError("a judge learns from labels, and these images have none; use the features of another network")
+    if train.size < 2: raise ValueError("a judge needs images of 2 pixels or more")
+    if (train.channels, train.size, train.classes) != (test.channels, test.size, test.classes):
+        raise ValueError(f"train has {_named(train)}, test has {_named(test)}; they must be of one kind")
+
+# %% ../nbs/10_metrics.ipynb #10-232
+def _trained(train, test, how, device):
+    "A judge from nothing, with its notes"
+    start, net = time.perf_counter(), _fresh(train, how["seed"]).to(device)
+    _learn(net.train(), train, **how)
+    _rounded(net.eval())
+    seen = order(len(train), 0, min(len(train), 10_000), 0).to(train.device)
+    right = lambda x, label: classifier_score(x, label, net.classify)
+    net.notes = dict(
+        data=_named(train), mark=_hash(train, test), how=how, accuracy=right(test.x, test.label), tested_on=len(test),
+        train_accuracy=right(train.x[seen], train.label[seen]), seconds=round(time.perf_counter() - start, 1),
+        device=str(device), torch=torch.__version__, made=date.today().isoformat(), weights=_fingerprint(net))
+    return net
+
+# %% ../nbs/10_metrics.ipynb #10-233
+def _fingerprint(net):
+    weights = b"".join(v.cpu().contiguous().numpy().tobytes() for v in net.state_dict().values())
+    return hashlib.blake2b(weights, digest_size=3).hexdigest()
+
+# %% ../nbs/10_metrics.ipynb #10-235
+def judge_file(train, test, root=None) -> Path:
+    "Where the judge of these images is kept; by default in the project's data folder"
+    return _data_folder(root) / f"judge-{_hash(train, test)}.safetensors"
+
+# %% ../nbs/10_metrics.ipynb #10-237
+def _checked(net, place, train, test, how):
+    "The judge from a file, if it is the one that was asked for"
+    if net.notes["mark"] != _hash(train, test):
+        raise ValueError(f"{place} holds a judge of other data ({net.notes['data']}), not of these {_named(train)}; "
+                         "give another place, or delete it")
+    if net.notes["how"] != how:
+        raise ValueError(f"{place} holds a judge that was trained with {net.notes['how']}, but {how} was asked for; "
+                         "give another place, or delete it")
+    return net
+
+# %% ../nbs/10_metrics.ipynb #10-246
 def to_uint8(images:Tensor) -> Tensor:
-    "Images in 0 ... 1 as bytes, rounded: what FID is computed on"
+    "Images in 0 ... 1 as bytes, rounded: what distances are computed on"
     if not images.is_floating_point() or images.min() < -.01 or images.max() > 1.01:
         raise ValueError("images must be floats in 0 ... 1; from -1 ... 1: (x + 1) / 2")
     return (images * 255).round().clamp(0, 255).to(torch.uint8)
 
-# %% ../nbs/10_metrics.ipynb #10-197
+# %% ../nbs/10_metrics.ipynb #10-247
+def _known(judge, data):
+    "Features of a data set in a random order, made once"
+    key = _hash(data)
+    if key not in judge.seen:
+        i = order(len(data), 0, len(data), 0).to(data.device)
+        judge.seen[key] = features(judge, data.x[i])
+    return judge.seen[key]
+
+# %% ../nbs/10_metrics.ipynb #10-248
+def picture_scores(
+    x,           # samples in 0 ... 1, [n, C, size, size]
+    label,       # the classes that were asked for [n], or None
+    train,       # real images: the reference
+    test,        # real images that neither model nor judge has learned: the sanity line
+    judge,       # of `train`
+    k:int=3,     # neighbour for precision and recall
+) -> dict:
+    "Scores of samples as plain numbers: fit for a table, or for JSON"
+    rows, real, other = features(judge, to_uint8(x)), _known(judge, train), _known(judge, test)
+    m = min(len(rows), len(real), 2000)
+    near = precision_recall(real[:m], _shuffled(rows)[:m], k)
+    far = kid(rows, real, min(1000, len(rows)//2, len(real)), 50)
+    goal = fit(real)
+    found = dict(n=len(x), frechet=frechet(rows, goal), frechet_real=frechet(other[:len(x)], goal),
+                 kid=far.mean, kid_std=far.std, precision=near.precision, recall=near.recall)
+    if label is not None: found["accuracy"] = classifier_score(rows, label, judge.verdict)
+    return found | dict(judge_accuracy=judge.notes["accuracy"])
+
+def _shuffled(rows): return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))]
+
+# %% ../nbs/10_metrics.ipynb #10-265
+FID_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+
+# %% ../nbs/10_metrics.ipynb #10-266
 class Inception(nn.Module):
     "FID's network: bytes [n, 1 or 3, h, w] to features [n, 2048]"
     def __init__(self, net, protocol:str):
@@ -412,7 +694,7 @@ class Inception(nn.Module):
         return self.net(images.expand(-1, 3, -1, -1))[0]
     def extra_repr(self): return self.protocol
 
-# %% ../nbs/10_metrics.ipynb #10-199
+# %% ../nbs/10_metrics.ipynb #10-268
 def _weights(path, url):
     "The weights' file: the one named, or the one in torch's cache, downloaded if need be"
     if path is not None:
@@ -428,7 +710,7 @@ def _weights(path, url):
             "Without it, frechet and kid work on the features of any other network") from None
     return path
 
-# %% ../nbs/10_metrics.ipynb #10-200
+# %% ../nbs/10_metrics.ipynb #10-269
 def inception(
     weights=None,     # path of the weights' file; by default torch's cache, else a download of 96 MB
 ) -> Inception:
@@ -443,3 +725,81 @@ def inception(
     with open(path, "rb") as f: sha = hashlib.file_digest(f, "sha256").hexdigest()
     which = "the standard weights" if sha == FID_SHA256 else "NOT the standard weights"
     return Inception(net, f"Inception-v3 2015-12-05 on bytes, own resizing, 2,048 features, {which} ({sha[:8]})")
+
+# %% ../nbs/10_metrics.ipynb #10-285
+class Moments:
+    "Mean and covariance of features that arrive in batches"
+    def __init__(self): self.n, self.mean, self.scatter = 0, 0., 0.
+
+    def add(self, x):
+        x = flat(x)
+        n, mean = len(x), x.mean(0)
+        gap, total = mean - self.mean, self.n + n
+        self.scatter = self.scatter + (x - mean).T @ (x - mean) + gap.outer(gap) * (self.n*n / total)
+        self.mean, self.n = self.mean + gap * (n/total), total
+
+    def gaussian(self) -> Gaussian:
+        if self.n < 2: raise ValueError(f"a covariance needs at least 2 samples; got {self.n}")
+        _check_rank(self.n, len(self.mean))
+        return Gaussian(self.mean, self.scatter / (self.n - 1), self.n)
+
+# %% ../nbs/10_metrics.ipynb #10-289
+def _gaussian(net, batches, total, what) -> Gaussian:
+    "Mean and covariance of the features of batches of bytes"
+    found = Moments()
+    with tqdm(total=total, desc=what, delay=2, leave=False, unit="image") as bar:
+        for x in batches:
+            found.add(features(net, x, len(x)))
+            bar.update(len(x))
+    return found.gaussian()
+
+# %% ../nbs/10_metrics.ipynb #10-291
+def reference_statistics(
+    data,        # real images; they are never flipped here
+    net,         # inception(), or a judge
+    root=None,   # folder to keep the result in; by default the project's data folder
+    batch:int=250,
+) -> Gaussian:
+    "Mean and covariance of a data set's features: computed once, then read from a file"
+    mark = f"{_hash(data)}-{hashlib.blake2b(net.protocol.encode(), digest_size=4).hexdigest()}"
+    place = _data_folder(root) / f"statistics-{mark}.safetensors"
+    if found := _kept(place, mark): return Gaussian(found[0]["mean"], found[0]["cov"], found[1]["n"])
+    made = _gaussian(net, data.x.split(batch), len(data), "training images")
+    _keep(place, dict(mean=made.mean, cov=made.cov), mark=mark, n=made.n, data=_named(data), network=net.protocol)
+    return made
+
+# %% ../nbs/10_metrics.ipynb #10-293
+def by_seed(
+    model,               # in eval mode
+    steps:int=2,         # jumps per image
+    guidance:float=1.,   # 1 is plain sampling
+    grid=None,           # as for sample.sample
+):
+    "draw(seeds): an image in 0 ... 1 for each seed, of class seed modulo the number of classes"
+    if model.training: raise ValueError("the model is in training mode; call model.eval()")
+    shape, times = _shape(model), _times(grid, steps, model)
+    where = next(model.parameters()).device
+    def draw(seeds):
+        noise = [torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(s)) for s in seeds]
+        label = torch.tensor([s % model.classes for s in seeds], device=where) if model.classes else None
+        *_, x = pushforward(model, model.sigma_d * torch.stack(noise).to(where), times, label, guidance)
+        return ((x + 1) / 2).clip(0, 1).float().cpu()
+    return draw
+
+# %% ../nbs/10_metrics.ipynb #10-296
+def fid(
+    draw,            # draw(seeds): an image in 0 ... 1 for each, such as by_seed(model)
+    data,            # the training images
+    net=None,        # what sees them; by default inception()
+    n:int=50_000,    # samples
+    first:int=0,     # seed of the first one
+    root=None,       # folder for the training images' statistics; by default the project's data folder
+    batch:int=250,   # images at a time
+) -> dict:
+    "Fréchet distance of n samples to all training images; by default the standard FID"
+    if net is None: net = inception().to("cuda" if torch.cuda.is_available() else "cpu")
+    goal, seeds = reference_statistics(data, net, root, batch), range(first, first + n)
+    batches = (to_uint8(draw(seeds[i:i+batch])) for i in range(0, n, batch))
+    seen = _gaussian(net, batches, n, f"{n:,} samples")
+    return dict(fid=frechet(seen, goal), n=n, seeds=f"{first} ... {first + n - 1}", features=net.protocol,
+                reference=_named(data))

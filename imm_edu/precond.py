@@ -64,7 +64,8 @@ def as_param(param) -> Param:
 class IMM(nn.Module):
     "A network wrapped into the jump f_{s,t}: call it as `model(x_t, t, s, label, guidance)`"
     def __init__(self,
-        net:nn.Module,         # called as net(x, t, u, label); `net.classes`: how many it knows (absent: none)
+        net:nn.Module,         # called as net(x, t, u, label), or with augment after it; `net.classes`: how many it
+                               # knows, `net.augment`: how many numbers on augmentation it takes (absent: none)
         flow,                  # OTFM() or Cosine()
         param="simple_edm",    # identity, simple_edm or euler_fm
         second_time:str="s",   # what the network is told besides t: "s", or the stride "t-s"
@@ -91,15 +92,15 @@ def _check(flow, second_time, sigma_d, eps, T):
     if not sigma_d > 0: raise ValueError(f"sigma_d must be positive; got {sigma_d}")
 
 # %% ../nbs/03_precond.ipynb #03-035
-def _jump(self, x_t:Tensor, t, s, label=None, guidance:float=1.) -> Tensor:
+def _jump(self, x_t:Tensor, t, s, label=None, guidance:float=1., augment=None) -> Tensor:
     "The jump of x_t from time t to time s"
     s, t = self._times(x_t, s, t)
-    return self._land(x_t, self._raw(x_t, t, s, label, guidance), s, t)
+    return self._land(x_t, self._raw(x_t, t, s, label, guidance, augment), s, t)
 
-def _guess(self, x_t:Tensor, t, s, label=None, guidance:float=1.) -> Tensor:
+def _guess(self, x_t:Tensor, t, s, label=None, guidance:float=1., augment=None) -> Tensor:
     "The guess of a clean sample that the jump to s is made of"
     s, t = self._times(x_t, s, t)
-    return self._land(x_t, self._raw(x_t, t, s, label, guidance), as_time(0.), t)
+    return self._land(x_t, self._raw(x_t, t, s, label, guidance, augment), as_time(0.), t)
 
 IMM.forward, IMM.g = _jump, _guess
 
@@ -144,6 +145,23 @@ def _labels(self, label, x_t):
 IMM._labels = _labels
 
 # %% ../nbs/03_precond.ipynb #03-041
+def _done(self, augment, x_t):
+    "What follows the label in the network's call: nothing, or what was done to each image, [B, n]"
+    if augment is None: return ()
+    n, kind = getattr(self.net, "augment", 0), type(self.net).__name__
+    if not n:
+        raise ValueError(f"augment was given, but {kind} does not take it (net.augment is 0 or absent): build the "
+                         "network as UNet(..., augment=9), or take data with augment=0")
+    augment = torch.as_tensor(augment, device=x_t.device)
+    if not augment.is_floating_point(): raise TypeError(f"augment must be floats; got {augment.dtype}")
+    if augment.shape != (len(x_t), n):
+        raise ValueError(f"augment has shape {list(augment.shape)}; {len(x_t)} samples and a {kind} that takes {n} "
+                         f"numbers each need [{len(x_t)}, {n}]")
+    return augment,
+
+IMM._done = _done
+
+# %% ../nbs/03_precond.ipynb #03-043
 def _inputs(self, x_t, s, t):
     "What the network is shown: x, t, u"
     first = next(self.net.parameters(), x_t)       # a network without weights takes x_t's precision
@@ -153,27 +171,28 @@ def _inputs(self, x_t, s, t):
 
 IMM._inputs = _inputs
 
-# %% ../nbs/03_precond.ipynb #03-043
-def _raw(self, x_t, t, s, label, guidance):
-    if not math.isfinite(guidance): raise ValueError(f"guidance must be a finite number; got {guidance}")
+# %% ../nbs/03_precond.ipynb #03-045
+def _raw(self, x_t, t, s, label, guidance, augment):
+    if not abs(guidance) < math.inf: raise ValueError(f"guidance must be a finite number; got {guidance}")
     if guidance != 1 and (label is None or not self.classes):
         remedy = "pass label" if self.classes else "this network knows no classes"
         raise ValueError(f"guidance = {guidance} needs labels to be guided by: {remedy}")
     label = self._labels(label, x_t)
-    x, t, u = self._inputs(x_t, s, t)
-    if guidance == 1: return self.net(x, t, u, label)
-    null = torch.full_like(label, -1)
-    none, cond = self.net(*(torch.cat(v) for v in ((x, x), (t, t), (u, u), (null, label)))).chunk(2)
+    shown, done = self._inputs(x_t, s, t), self._done(augment, x_t)
+    if guidance == 1: return self.net(*shown, label, *done)
+    null = (*shown, torch.full_like(label, -1), *done)
+    both = (torch.cat(v) for v in zip(null, (*shown, label, *done)))
+    none, cond = self.net(*both).chunk(2)
     return none + guidance * (cond - none)
 
-def _G(self, x_t:Tensor, t, s, label=None, guidance:float=1.) -> Tensor:
+def _G(self, x_t:Tensor, t, s, label=None, guidance:float=1., augment=None) -> Tensor:
     "The raw network at c_in x_t and its two times, with guidance"
     s, t = self._times(x_t, s, t)
-    return self._raw(x_t, t, s, label, guidance)
+    return self._raw(x_t, t, s, label, guidance, augment)
 
 IMM._raw, IMM.G = _raw, _G
 
-# %% ../nbs/03_precond.ipynb #03-077
+# %% ../nbs/03_precond.ipynb #03-083
 class GaussianNet(nn.Module):
     "The network that makes every jump exact when the data are N(mean, std² I); takes the times as IMM gives them"
     def __init__(self,
@@ -189,7 +208,7 @@ class GaussianNet(nn.Module):
         self.flow, self.param, self.second_time = flow, as_param(param), second_time
         self.mean, self.std, self.sigma_d, self.time_scale = mean, std, sigma_d, time_scale
 
-# %% ../nbs/03_precond.ipynb #03-079
+# %% ../nbs/03_precond.ipynb #03-085
 def _spread(self, t) -> Tensor:
     "Standard deviation of x_t"
     return ((self.flow.alpha(t)*self.std)**2 + (self.flow.sigma(t)*self.sigma_d)**2).sqrt()
@@ -202,7 +221,7 @@ def _transport(self, x_t:Tensor, t, s) -> Tensor:
 
 GaussianNet.spread, GaussianNet.transport = _spread, _transport
 
-# %% ../nbs/03_precond.ipynb #03-081
+# %% ../nbs/03_precond.ipynb #03-087
 def _exact_G(self, x, t, u, label=None):
     t, u = t / self.time_scale, u / self.time_scale
     s = u if self.second_time == "s" else (t - u).clamp_min(0)

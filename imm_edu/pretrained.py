@@ -708,13 +708,14 @@ def describe(model:IMM) -> dict:
 def save(
     model:IMM,  # around a DiT or a UNet
     folder,     # made if it is not there; an older model in it is replaced
+    dtype=None, # of the weights in the file; torch.float16 halves it, and `load` gives float32 back
 ) -> Path:
     "Write a model as config.json, model.safetensors and a model card"
     from safetensors.torch import save_file
     config, folder = json.dumps(describe(model), indent=2), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     weights, settings, card = (folder / name for name in ("model.safetensors", "config.json", "README.md"))
-    state = {k: v.detach().cpu().contiguous() for k, v in model.net.state_dict().items()}
+    state = {k: v.detach().to("cpu", dtype).contiguous() for k, v in model.net.state_dict().items()}
     with beside(settings) as s, beside(weights) as w:
         save_file(state, w, metadata={"format": "pt"})
         s.write_text(config + "\n", encoding="utf-8")
@@ -771,14 +772,14 @@ def _load_folder(folder):
         _fill(net, {k: k for k in net.state_dict()}, weights)
     return model.eval()
 
-# %% ../nbs/12_pretrained.ipynb #12-189
+# %% ../nbs/12_pretrained.ipynb #12-191
 HUB = "lumaai/imm"
 LICENCE = f"""The released IMM weights ({HUB}) are licensed for research only: no commercial use, no deployment in
 products, nothing harmful. Known limits: they make images of the size they were trained on, inherit the biases of
 their data, and generalise poorly to other domains. Read the conditions at https://huggingface.co/{HUB} before you
 use them."""
 
-# %% ../nbs/12_pretrained.ipynb #12-190
+# %% ../nbs/12_pretrained.ipynb #12-192
 _XL = dict(
     model_type="DiT", img_resolution=32, img_channels=4, noise_schedule="fm", f_type="euler_fm", eps=0., T=.994)
 RELEASED = {
@@ -788,7 +789,7 @@ RELEASED = {
     "imagenet256_ts_a2": _XL | dict(temb_type="stride"),
     "imagenet256_s_a1": _XL | dict(temb_type="identity")}
 
-# %% ../nbs/12_pretrained.ipynb #12-192
+# %% ../nbs/12_pretrained.ipynb #12-194
 _told = set()
 
 def _by_hand(repo, file):
@@ -799,7 +800,7 @@ def _by_hand(repo, file):
     return (f"Fetch {site}/config.json and {site}/model.safetensors by other means, put both into one folder, say "
             f"{here / Path(repo).name}, and load that folder")
 
-# %% ../nbs/12_pretrained.ipynb #12-193
+# %% ../nbs/12_pretrained.ipynb #12-195
 def _download(repo, file):
     "The path of a file from the Hub, fetched unless it is in the cache"
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
@@ -812,7 +813,7 @@ def _download(repo, file):
         raise ConnectionError(f"could not fetch {file} of {repo} from the Hugging Face Hub ({type(e).__name__}). "
                               f"{_by_hand(repo, file)}") from e
 
-# %% ../nbs/12_pretrained.ipynb #12-195
+# %% ../nbs/12_pretrained.ipynb #12-197
 def _load_file(path, settings=None):
     "A model from a released checkpoint, or from weights alone with settings"
     with _naming(path):
@@ -825,7 +826,7 @@ def _load_file(path, settings=None):
                              f"one of {', '.join(RELEASED)}")
         return rebuild(settings, weights)
 
-# %% ../nbs/12_pretrained.ipynb #12-197
+# %% ../nbs/12_pretrained.ipynb #12-199
 def load(
     path_or_name,        # a released file (.pkl, .pt), a folder of ours, a name in RELEASED, or "owner/name" (Hub)
     settings:dict=None,  # for a file with weights alone: the released constructor's arguments
@@ -841,7 +842,7 @@ def load(
     raise FileNotFoundError(f"there is no file or folder {name}, and no released model of that name; known are "
                             f"{', '.join(RELEASED)}, or owner/name on the Hub")
 
-# %% ../nbs/12_pretrained.ipynb #12-206
+# %% ../nbs/12_pretrained.ipynb #12-208
 def push_to_hub(
     model:IMM,                       # around a DiT or a UNet
     repo:str,                        # "owner/name"; made if it is not there

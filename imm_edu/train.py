@@ -2,21 +2,24 @@
 
 # %% auto #0
 __all__ = ['CHOICES', 'LEAST', 'COUNTS', 'FREE', 'Config', 'learning_rate', 'ema_decay', 'ema_update', 'Training',
-           'precision_for', 'Broken', 'Record', 'train', 'beside', 'write_checkpoint', 'Damaged', 'read_checkpoint',
-           'settings', 'surroundings', 'Run', 'fit']
+           'precision_for', 'Broken', 'Record', 'train', 'write_checkpoint', 'Damaged', 'read_checkpoint', 'settings',
+           'surroundings', 'Run', 'fit', 'memory']
 
 # %% ../nbs/08_train.ipynb #08-002
-import copy, hashlib, json, math, os, platform, signal, subprocess, sys, threading, time
+import copy, hashlib, json, math, os, platform, signal, subprocess, sys, threading, time, weakref
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from .data import seeded
+from .data import beside, seeded
 from .flow import unchecked
 
 # %% ../nbs/08_train.ipynb #08-014
@@ -35,20 +38,20 @@ class Config:
     weight_decay:float=0.    # of the optimiser
     ema:float=.9999          # how much of the averaged weights stays at each step
     precision:str="fp32"     # "fp32", "tf32", "bf16", "fp16", or "auto": the fastest this device has
-    compile:bool=False       # torch.compile the model: a minute or more at the start, faster steps
-    accumulate:int=1         # parts that a batch is computed in, to save memory
+    compile:bool|str=False   # True: torch.compile the model; "graphs": CUDA graphs as well; a minute at the start
+    accumulate:int=1         # parts that a batch is computed in, to save memory; more if it runs out
     clip:float=0.            # longest gradient allowed; 0: any
     patience:int=20          # steps in a row that may be skipped because their gradient is not finite
     seed:int=0               # of everything drawn
     save_every:int=1000      # steps between checkpoints
-    log_every:int=10         # steps between lines of the log
+    log_every:int=10         # steps between lines of the log, and between looks at a GPU
     keep:int=2               # checkpoints kept
 
     def __post_init__(self): _check(self)
 
 # %% ../nbs/08_train.ipynb #08-015
 CHOICES = dict(schedule=("constant", "linear", "cosine"), optimiser=("adamw", "radam"),
-               precision=("fp32", "tf32", "bf16", "fp16", "auto"))
+               precision=("fp32", "tf32", "bf16", "fp16", "auto"), compile=(False, True, "graphs"))
 LEAST = dict(steps=0, minutes=0, batch=1, warmup=0, weight_decay=0, accumulate=1, clip=0, patience=1, save_every=1,
              log_every=1, keep=1)
 
@@ -56,7 +59,7 @@ LEAST = dict(steps=0, minutes=0, batch=1, warmup=0, weight_decay=0, accumulate=1
 def _check(config):
     for name, allowed in CHOICES.items():
         if (v := getattr(config, name)) not in allowed:
-            raise ValueError(f"{name} {v!r} is unknown; choose one of {', '.join(allowed)}")
+            raise ValueError(f"{name} {v!r} is unknown; choose one of {', '.join(map(str, allowed))}")
     for name, least in LEAST.items():
         v, whole = getattr(config, name), isinstance(getattr(Config, name), int)
         if isinstance(v, bool) or not isinstance(v, int if whole else (int, float)) or not v >= least:
@@ -94,20 +97,21 @@ class Training:
     "A model on its way: the model, its average, the optimiser, and how far they have come"
     def __init__(self,
         model,              # an IMM
-        data,               # as of chapter 07: data.batch(step, size, seed) -> x, label
+        data,               # as of chapter 07: data.batch(step, size, seed) -> x, label, or x, label, augment
         objective,          # an Objective
         config:Config,      # how
         teacher:str="self", # who teaches: the model itself, or its "ema" (chapter 06 says why not)
     ):
-        self.config, self.objective, self.crew = config, objective, _crew()
-        self.device = self.crew.device
-        _check_parts(self, data, teacher)
+        self.config, self.objective, self.crew, self.taught = config, objective, _crew(), teacher
+        self.device, self.accumulate = self.crew.device, config.accumulate
+        _check_parts(self, data); _check_compile(self); _check_augment(self, model, data)
         self.model, self.data = model.to(self.device), data.to(self.device)
         self.ema = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.params, self.averages = list(self.model.parameters()), list(self.ema.parameters())
         self.optimiser, self.scaler = _optimiser(self), _scaler(self)
-        self.student, self.teacher = _passes(self, teacher)
+        self.student, self.teacher = _passes(self)
         self.step, self.seconds, self.skipped, self.bad, self.rate, self.stop = 0, 0., 0, 0, 0., False
+        _set_clock(self)
 
 # %% ../nbs/08_train.ipynb #08-033
 def _crew():
@@ -131,142 +135,263 @@ def precision_for(precision:str, device) -> str:
     major, _ = torch.cuda.get_device_capability(device)
     return "bf16" if major >= 8 else "fp16" if major == 7 else "fp32"
 
-# %% ../nbs/08_train.ipynb #08-039
+# %% ../nbs/08_train.ipynb #08-040
+def _float32_as(precision):
+    torch.set_float32_matmul_precision("highest" if precision == "fp32" else "high")
+    torch.backends.cudnn.allow_tf32 = precision != "fp32"
+    torch.backends.cudnn.benchmark = True
+
+# %% ../nbs/08_train.ipynb #08-041
 def _scaler(self):
     self.precision = precision_for(self.config.precision, self.device)
-    if self.device.type == "cuda": torch.set_float32_matmul_precision("highest" if self.precision == "fp32" else "high")
+    if self.device.type == "cuda": _float32_as(self.precision)
     return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
 
-# %% ../nbs/08_train.ipynb #08-040
+# %% ../nbs/08_train.ipynb #08-042
 def _cast(self, on=True):
     "Autocast as the precision says"
     kind = dict(bf16=torch.bfloat16, fp16=torch.float16).get(self.precision)
     return torch.autocast(self.device.type, kind) if kind and on else nullcontext()
 
-# %% ../nbs/08_train.ipynb #08-042
-def _passes(self, teacher):
-    fast = torch.compile(self.model) if self.config.compile else self.model
-    taught = self.ema if teacher == "ema" else fast
-    def full(*args):
-        with torch.autocast(self.device.type, enabled=False): return taught(*args)
+# %% ../nbs/08_train.ipynb #08-044
+def _passes(self):
+    fast = _compiled(self) if self.config.compile else self.model
+    taught = self.ema if self.taught == "ema" else fast
+    def full(*args, **kw):
+        with torch.autocast(self.device.type, enabled=False): return taught(*args, **kw)
     student = fast
     if self.crew.num_processes > 1:
         place = [self.device] if self.device.type == "cuda" else None
         student = nn.parallel.DistributedDataParallel(fast, place, broadcast_buffers=False, gradient_as_bucket_view=True)
     return student, full if self.precision == "fp16" else taught
 
-# %% ../nbs/08_train.ipynb #08-044
-def _check_parts(self, data, teacher):
+# %% ../nbs/08_train.ipynb #08-046
+def _compiled(self):
+    "The model, compiled for one size of batch"
+    if self.config.compile != "graphs": return torch.compile(self.model, dynamic=False)
+    fast = torch.compile(self.model, dynamic=False, mode="reduce-overhead")
+    for p in self.params: p.grad = torch.zeros_like(p)
+    return _copied(fast)
+
+# %% ../nbs/08_train.ipynb #08-047
+def _copied(fast):
+    def call(*args, **kw): return fast(*args, **kw).clone()
+    return call
+
+# %% ../nbs/08_train.ipynb #08-048
+def _clear(self):
+    "No gradient; with graphs, zeros in the same place"
+    self.optimiser.zero_grad(set_to_none=self.config.compile != "graphs")
+
+# %% ../nbs/08_train.ipynb #08-049
+def _check_compile(self):
+    if self.config.compile != "graphs": return
+    if self.device.type != "cuda": raise ValueError("compile='graphs' needs a CUDA GPU; use compile=True or False")
+    if self.crew.num_processes > 1: raise ValueError("compile='graphs' is for one process; use compile=True")
+
+# %% ../nbs/08_train.ipynb #08-051
+def _check_parts(self, data):
     c, M, n = self.config, self.objective.M, self.crew.num_processes
     if c.batch % (M * n * c.accumulate):
         raise ValueError(f"batch = {c.batch} must be a multiple of {M * n * c.accumulate}: groups of M = {M}, "
                          f"{n} process{'es' * (n > 1)}, accumulate = {c.accumulate}")
-    if teacher not in ("self", "ema"): raise ValueError(f"teacher must be 'self' or 'ema'; got {teacher!r}")
+    if self.taught not in ("self", "ema"): raise ValueError(f"teacher must be 'self' or 'ema'; got {self.taught!r}")
     if not hasattr(data, "batch"):
         raise TypeError(f"data must have batch(step, size, seed), as those of imm_edu.data; got {type(data).__name__}")
 
-# %% ../nbs/08_train.ipynb #08-045
+# %% ../nbs/08_train.ipynb #08-052
 def _parts(self):
     "The slices of the batch that this process computes"
-    c, n = self.config, self.crew.num_processes
-    size, first = c.batch // (n * c.accumulate), self.crew.process_index * c.accumulate
-    return [slice(i*size, (i + 1)*size) for i in range(first, first + c.accumulate)]
+    n, parts = self.crew.num_processes, self.accumulate
+    size, first = self.config.batch // (n * parts), self.crew.process_index * parts
+    return [slice(i*size, (i + 1)*size) for i in range(first, first + parts)]
 
-# %% ../nbs/08_train.ipynb #08-047
+Training.parts = _parts
+
+# %% ../nbs/08_train.ipynb #08-054
+def _examples(self):
+    "Images, what the network is told about them, and the draw of this step"
+    c, self.objective.progress = self.config, self.progress
+    x, label, *augment = self.data.batch(self.step, c.batch, c.seed)
+    told = dict(augment=augment[0]) if augment else {}
+    if label is not None and self.model.classes: told["label"] = label      # else a model without classes
+    draw = self.objective.draw(self.model, x, seeded(c.seed, self.step, "draw", device=self.device))
+    return x, told, type(draw)(*(v.to(self.device) if isinstance(v, Tensor) else v for v in draw))
+
+# %% ../nbs/08_train.ipynb #08-055
+def _check_augment(self, model, data):
+    _, _, *augment = data.batch(0, self.objective.M, self.config.seed)
+    can, said = getattr(model.net, "augment", 0), augment[0].shape[1] if augment else 0
+    if said and can != said:
+        raise ValueError(f"the data tell {said} numbers about each augmented image, but {type(model.net).__name__} takes "
+                         f"{can}; build it with augment={said} if it is a UNet, or use data without augmentation")
+
+# %% ../nbs/08_train.ipynb #08-057
+def _ahead(self):
+    "The examples, made on a stream that waits for no other"
+    if self.aside is None: return _examples(self)
+    with torch.cuda.stream(self.aside): x, told, draw = _examples(self)
+    main = torch.cuda.current_stream()
+    main.wait_stream(self.aside)
+    for v in (x, *told.values(), *draw):
+        if isinstance(v, Tensor): v.record_stream(main)
+    return x, told, draw
+
+Training.examples = _ahead
+
+# %% ../nbs/08_train.ipynb #08-059
 def _gradient(self):
     "Leaves the gradient of the whole batch in the weights; returns the mean loss"
-    c, total, self.objective.progress = self.config, 0., self.progress
-    x, label = self.data.batch(self.step, c.batch, c.seed)
-    if label is not None and not self.model.classes: label = None      # data with classes, a model without
     with unchecked():
-        draw = self.objective.draw(self.model, x, seeded(c.seed, self.step, "draw", device=self.device))
-        *but_last, last = _parts(self)
+        total, (x, told, draw) = 0., self.examples()
+        *but_last, last = self.parts()
         for part in (*but_last, last):
+            if self.config.compile == "graphs": torch.compiler.cudagraph_mark_step_begin()
             with _shared(self, part is last), _cast(self):
-                out = self.objective(self.model, x[part], None if label is None else label[part], draw.part(part),
+                out = self.objective(self.model, x[part], **{k: v[part] for k, v in told.items()}, draw=draw.part(part),
                                      student=self.student, teacher=self.teacher)
-                loss = out.loss.mean() / c.accumulate
+                loss = out.loss.mean() / self.accumulate
             self.scaler.scale(loss).backward()
             total = total + loss.detach()
     return total
 
-# %% ../nbs/08_train.ipynb #08-048
+# %% ../nbs/08_train.ipynb #08-060
 def _shared(self, last):
     "Processes exchange gradients with the last part only"
     return nullcontext() if last or self.crew.num_processes == 1 else self.student.no_sync()
 
-# %% ../nbs/08_train.ipynb #08-050
+# %% ../nbs/08_train.ipynb #08-062
+def _gradient_that_fits(self):
+    while True:
+        try: return _gradient(self)
+        except torch.OutOfMemoryError: pass
+        _split(self)
+
+# %% ../nbs/08_train.ipynb #08-063
+def _split(self):
+    "From now on, compute a batch in at least twice as many parts"
+    c, M, n = self.config, self.objective.M, self.crew.num_processes
+    groups, size = c.batch // (n * M), c.batch // (n * self.accumulate)
+    parts = next((k for k in range(2*self.accumulate, groups + 1) if groups % k == 0), 0)
+    tried = f"out of memory with {size} samples at a time"
+    if not parts: raise Broken(f"{tried}, in groups of M = {M}; use a smaller network, or one with checkpoint=True")
+    if n > 1: raise Broken(f"{tried}; start again with accumulate={parts}")
+    self.accumulate = parts
+    _clear(self)
+    if c.compile: torch.compiler.reset()                       # graphs hold on to their memory
+    if self.device.type == "cuda": torch.cuda.empty_cache()
+    print(f"{tried}: from step {self.step + 1} on a batch is computed in {parts} parts of {groups*M // parts}")
+
+# %% ../nbs/08_train.ipynb #08-065
 def _update(self):
-    "Apply the gradient, unless it is not finite; returns its length"
+    "Apply the gradient, unless it is not finite; returns its length, still on the device"
     c = self.config
     for group in self.optimiser.param_groups: group["lr"] = learning_rate(c, self.step, self.progress)
     self.scaler.unscale_(self.optimiser)
-    norm = nn.utils.clip_grad_norm_(self.params, c.clip or math.inf, foreach=True).item()
-    if math.isfinite(norm):
+    norm = nn.utils.clip_grad_norm_(self.params, c.clip or math.inf, foreach=True)
+    if not self.waits: self.optimiser.found_inf = (~norm.isfinite()).float()
+    if not self.waits or norm.isfinite():
         self.optimiser.step()
         ema_update(self.averages, self.params, ema_decay(c.ema, self.step))
-    self._count(math.isfinite(norm))
     self.scaler.update()
-    self.optimiser.zero_grad()
+    _clear(self)
     return norm
 
-# %% ../nbs/08_train.ipynb #08-051
+# %% ../nbs/08_train.ipynb #08-066
 class Broken(RuntimeError):
     "Training cannot go on; the weights are those of the last good step"
 
-# %% ../nbs/08_train.ipynb #08-052
-def _count(self, fine):
+# %% ../nbs/08_train.ipynb #08-067
+def _count(self, fine, step):
     self.bad = 0 if fine else self.bad + 1
     self.skipped += not fine
     if self.bad < self.config.patience: return
     raise Broken(f"{self.bad} steps in a row had a gradient that is not finite; the weights are those of step "
-                 f"{self.step + 1 - self.bad}. Lower lr (now {self.config.lr}), set clip, or use precision='fp32'")
+                 f"{step - self.bad}. Lower lr (now {self.config.lr}), set clip, or use precision='fp32'")
 
-Training._count = _count
+# %% ../nbs/08_train.ipynb #08-069
+def _look(self) -> int:
+    "Read the numbers of the steps since the last look; returns how many"
+    if not self.unread: return 0
+    rows = torch.stack(self.unread).tolist()
+    self.unread.clear()
+    self.known = [sum(column) / len(rows) for column in zip(*rows)]
+    for step, (_, norm) in enumerate(rows, self.step + 1 - len(rows)): _count(self, math.isfinite(norm), step)
+    return len(rows)
 
-# %% ../nbs/08_train.ipynb #08-054
+# %% ../nbs/08_train.ipynb #08-070
+def _due(self) -> bool:
+    "Is it time to look?"
+    c = self.config
+    if self.waits or not self.known or self.progress >= 1: return True
+    return self.step % c.log_every == 0 or self.step % c.save_every == 0
+
+# %% ../nbs/08_train.ipynb #08-072
 class Record(NamedTuple):
     "One step in numbers"
     step:int         # steps taken, this one included
-    loss:float       # mean over the groups
-    grad_norm:float  # length of the gradient, before clipping
+    loss:float       # mean over the groups, of the steps looked at last
+    grad_norm:float  # length of the gradient, before clipping, of the same steps
     lr:float         # learning rate
     images_s:float   # samples per second, smoothed
     skipped:int      # steps so far that were not finite
     progress:float   # share of the budget that is spent
     left:float       # seconds left, by the speed so far
+    fresh:int=1      # steps that loss and grad_norm are the mean of; 0: those of an earlier record
 
-# %% ../nbs/08_train.ipynb #08-055
+# %% ../nbs/08_train.ipynb #08-073
 def _progress(self) -> float:
     "Share of the budget that is spent"
     c = self.config
     return min(1., max(self.step / c.steps if c.steps else 0., self.seconds / (60*c.minutes) if c.minutes else 0.))
 
-# %% ../nbs/08_train.ipynb #08-056
+# %% ../nbs/08_train.ipynb #08-074
 def _left(self) -> float:
     return self.seconds * (1 - self.progress) / self.progress if self.progress else math.inf
 
 Training.progress, Training.left = property(_progress), property(_left)
 
-# %% ../nbs/08_train.ipynb #08-057
+# %% ../nbs/08_train.ipynb #08-076
+def _set_clock(self):
+    "What is known when nothing has happened yet"
+    cuda = self.device.type == "cuda"
+    self.waits, self.aside = not cuda or self.config.optimiser == "radam", torch.cuda.Stream() if cuda else None
+    if cuda: self.aside.wait_stream(torch.cuda.current_stream())
+    self.unread, self.known, self.busy, self.since = [], (), 0., time.perf_counter()
+
+# %% ../nbs/08_train.ipynb #08-077
+def _tick(self):
+    now = time.perf_counter()
+    self.seconds, self.since = self.seconds + now - self.since, now
+
+# %% ../nbs/08_train.ipynb #08-078
+def _speed(self, steps, seconds):
+    "Smoothed over looks; GPUs have done what they were asked only then"
+    self.busy += seconds
+    if not steps: return
+    rate, self.busy = self.config.batch * steps / self.busy, 0.
+    self.rate = .9*self.rate + .1*rate if self.rate else rate
+
+# %% ../nbs/08_train.ipynb #08-079
 def _take_step(self) -> Record:
     "One optimiser step"
     start, lr = time.perf_counter(), learning_rate(self.config, self.step, self.progress)
-    loss = _mean_over_crew(self, _gradient(self))
-    norm = _update(self)
+    loss = _mean_over_crew(self, _gradient_that_fits(self))
+    self.unread.append(torch.stack([loss, _update(self).to(loss)]))
     self.step += 1
-    rate = self.config.batch / (time.perf_counter() - start)
-    self.rate = .9*self.rate + .1*rate if self.rate else rate
-    return Record(self.step, loss, norm, lr, self.rate, self.skipped, self.progress, self.left)
+    _tick(self)
+    fresh = _look(self) if _due(self) else 0
+    _speed(self, fresh, time.perf_counter() - start)
+    return Record(self.step, *self.known, lr, self.rate, self.skipped, self.progress, self.left, fresh)
 
 Training.take_step = _take_step
 
-# %% ../nbs/08_train.ipynb #08-059
+# %% ../nbs/08_train.ipynb #08-081
 def _mean_over_crew(self, loss):
     if self.crew.num_processes > 1: torch.distributed.all_reduce(loss); loss /= self.crew.num_processes
-    return loss.item()
+    return loss
 
-# %% ../nbs/08_train.ipynb #08-060
+# %% ../nbs/08_train.ipynb #08-082
 def _agree(self):
     "One clock and one decision to stop for all processes"
     if self.crew.num_processes == 1: return
@@ -274,35 +399,34 @@ def _agree(self):
     torch.distributed.all_reduce(both, torch.distributed.ReduceOp.MAX)
     self.seconds, self.stop = both[0].item(), bool(both[1])
 
-# %% ../nbs/08_train.ipynb #08-062
+# %% ../nbs/08_train.ipynb #08-084
 def train(training:Training):
     "Steps until the budget is spent or `training.stop` is set; yields a Record after each"
     training.model.train()
-    last = time.perf_counter()
+    training.since = time.perf_counter()
     while training.progress < 1 and not training.stop:
         yield training.take_step()
-        now = time.perf_counter()
-        training.seconds, last = training.seconds + now - last, now
         _agree(training)
 
-# %% ../nbs/08_train.ipynb #08-074
-COUNTS = ("step", "seconds", "skipped", "bad")
+# %% ../nbs/08_train.ipynb #08-106
+COUNTS = ("step", "seconds", "skipped", "bad", "accumulate")
 
-# %% ../nbs/08_train.ipynb #08-075
+# %% ../nbs/08_train.ipynb #08-107
 def _state(self) -> dict:
     "All that changes during a run"
+    _look(self)
     parts = {name: getattr(self, name).state_dict() for name in ("model", "ema", "optimiser", "scaler")}
     return parts | {name: getattr(self, name) for name in COUNTS}
 
-# %% ../nbs/08_train.ipynb #08-076
+# %% ../nbs/08_train.ipynb #08-108
 def _restore(self, state:dict):
     "Go back to a state"
     for name in ("model", "ema", "optimiser", "scaler"): getattr(self, name).load_state_dict(state[name])
-    for name in COUNTS: setattr(self, name, state[name])
+    for name in COUNTS: setattr(self, name, state.get(name, getattr(self, name)))
 
 Training.state, Training.restore = _state, _restore
 
-# %% ../nbs/08_train.ipynb #08-080
+# %% ../nbs/08_train.ipynb #08-112
 class _Hashing:
     "A file that knows the digest of what was written to it"
     def __init__(self, file): self.file, self.hash = file, hashlib.blake2b(digest_size=8)
@@ -311,17 +435,7 @@ class _Hashing:
         return self.file.write(data)
     def flush(self): self.file.flush()
 
-# %% ../nbs/08_train.ipynb #08-081
-@contextmanager
-def beside(path:Path):
-    "A path to write to, renamed to `path` if all went well and removed if not"
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        yield part
-        os.replace(part, path)
-    finally: part.unlink(missing_ok=True)
-
-# %% ../nbs/08_train.ipynb #08-082
+# %% ../nbs/08_train.ipynb #08-113
 def write_checkpoint(state:dict, folder:Path) -> Path:
     "Write a state as folder/<step>-<digest>.pt, whole or not at all"
     part = folder / f".{os.getpid()}.part"
@@ -334,21 +448,21 @@ def write_checkpoint(state:dict, folder:Path) -> Path:
     finally: part.unlink(missing_ok=True)
     return path
 
-# %% ../nbs/08_train.ipynb #08-083
+# %% ../nbs/08_train.ipynb #08-114
 class Damaged(RuntimeError):
     "A checkpoint that is not what was written"
 
-# %% ../nbs/08_train.ipynb #08-084
+# %% ../nbs/08_train.ipynb #08-115
 def read_checkpoint(path:Path) -> dict:
     "The state in a checkpoint; nothing in the file is executed"
     with open(path, "rb") as f: digest = hashlib.file_digest(f, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
     if digest != path.stem.partition("-")[2]: raise Damaged(f"{path} is damaged: its content does not match its name")
     return torch.load(path, map_location="cpu", weights_only=True)
 
-# %% ../nbs/08_train.ipynb #08-088
+# %% ../nbs/08_train.ipynb #08-119
 FREE = ("steps", "minutes", "save_every", "log_every", "keep", "compile", "patience")   # may change between sessions
 
-# %% ../nbs/08_train.ipynb #08-089
+# %% ../nbs/08_train.ipynb #08-120
 def settings(training) -> dict:
     "What makes a run the run it is, as plain values"
     model = training.model
@@ -357,7 +471,7 @@ def settings(training) -> dict:
                      objective=training.objective.settings(), data=repr(training.data))
     return json.loads(json.dumps(all_of_it, default=lambda o: getattr(o, "__name__", repr(o))))
 
-# %% ../nbs/08_train.ipynb #08-090
+# %% ../nbs/08_train.ipynb #08-121
 def surroundings() -> dict:
     "Where a run ran: versions, machine, command, state of the source"
     import imm_edu
@@ -373,7 +487,7 @@ def surroundings() -> dict:
                 python=platform.python_version(), torch=torch.__version__, machine=platform.platform(),
                 cpus=os.cpu_count(), threads=torch.get_num_threads(), gpu=gpu)
 
-# %% ../nbs/08_train.ipynb #08-092
+# %% ../nbs/08_train.ipynb #08-123
 class Run:
     "The folder of a run: settings, log, checkpoints"
     def __init__(self, folder, keep:int=2):
@@ -386,7 +500,7 @@ class Run:
         "Checkpoints, newest first"
         return sorted(self.checkpoints.glob("[0-9]*-*.pt"), reverse=True)
 
-# %% ../nbs/08_train.ipynb #08-093
+# %% ../nbs/08_train.ipynb #08-124
 def _open(self, training) -> bool:
     "Start a run here, or continue the one that is here; says which"
     try:
@@ -400,11 +514,11 @@ def _open(self, training) -> bool:
         raise OSError(f"cannot write to the run's folder {self.folder} ({e.strerror}); give another one") from e
     return self._continue(training)
 
-# %% ../nbs/08_train.ipynb #08-094
+# %% ../nbs/08_train.ipynb #08-125
 def _write(self, name, text):
     with beside(self.folder / name) as part: part.write_text(text + "\n", encoding="utf-8")
 
-# %% ../nbs/08_train.ipynb #08-095
+# %% ../nbs/08_train.ipynb #08-126
 def _past(self):
     path = self.folder / "run.json"
     if path.exists(): return json.loads(path.read_text(encoding="utf-8"))
@@ -412,7 +526,7 @@ def _past(self):
 
 Run.open, Run._write, Run._past = _open, _write, _past
 
-# %% ../nbs/08_train.ipynb #08-096
+# %% ../nbs/08_train.ipynb #08-127
 def _same(self, past, now):
     "Refuse to continue a run with other settings"
     if not past: return
@@ -423,7 +537,7 @@ def _same(self, past, now):
     changes = "; ".join(f"{k.rstrip('.')} was {old.get(k)!r} and is now {new.get(k)!r}" for k in other[:4])
     raise ValueError(f"{self.folder} holds a run with other settings: {changes}. Use those, or another folder")
 
-# %% ../nbs/08_train.ipynb #08-097
+# %% ../nbs/08_train.ipynb #08-128
 def _continue(self, training) -> bool:
     "Restore the newest checkpoint that is whole"
     for path in self.saved():
@@ -440,7 +554,7 @@ def _continue(self, training) -> bool:
 
 Run._same, Run._continue = _same, _continue
 
-# %% ../nbs/08_train.ipynb #08-099
+# %% ../nbs/08_train.ipynb #08-130
 def _metrics(self) -> list:
     "The lines of the log, as dictionaries"
     path = self.folder / "metrics.jsonl"
@@ -448,39 +562,41 @@ def _metrics(self) -> list:
     whole = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("}\n")]
     return [json.loads(line) for line in whole]
 
-# %% ../nbs/08_train.ipynb #08-100
+# %% ../nbs/08_train.ipynb #08-131
 def _cut_log(self, step):
     rows = [row for row in self.metrics() if row["step"] <= step]
     self._write("metrics.jsonl", "\n".join(map(json.dumps, rows))) if rows else \
         (self.folder / "metrics.jsonl").unlink(missing_ok=True)
 
-# %% ../nbs/08_train.ipynb #08-101
+# %% ../nbs/08_train.ipynb #08-132
 def _log(self, record:Record, every:int):
     "Add a step; a line with the means since the last one is written every few steps"
     self.rows.append(record)
     if record.step % every and record.progress < 1: return
-    mean = {k: sum(getattr(r, k) for r in self.rows) / len(self.rows) for k in ("loss", "grad_norm")}
+    steps = sum(r.fresh for r in self.rows)
+    mean = {k: sum(getattr(r, k) * r.fresh for r in self.rows if r.fresh) / steps for k in ("loss", "grad_norm")}
     row = record._asdict() | mean | dict(time=int(time.time()))
     self._append({k: float(f"{v:.7g}") if isinstance(v, float) else v for k, v in row.items() if v != math.inf})
     self.rows.clear()
 
 Run.metrics, Run._cut_log, Run.log = _metrics, _cut_log, _log
 
-# %% ../nbs/08_train.ipynb #08-103
+# %% ../nbs/08_train.ipynb #08-134
 def _append(self, row):
     try:
         with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as f: f.write(json.dumps(row) + "\n")
     except OSError as e: self._complain("a line of the log", e)
 
-# %% ../nbs/08_train.ipynb #08-104
+# %% ../nbs/08_train.ipynb #08-135
 def _complain(self, what, e):
     print(f"could not write {what} to {self.folder} ({e.strerror}); training goes on, the last checkpoint is "
           f"{self.saved()[0].name if self.saved() else 'none'}. Free some space", flush=True)
 
-# %% ../nbs/08_train.ipynb #08-105
+# %% ../nbs/08_train.ipynb #08-136
 def _save(self, training) -> Path|None:
     "Write a checkpoint; on failure say so and keep the old ones"
-    try: path = write_checkpoint(training.state(), self.checkpoints)
+    state = training.state()
+    try: path = write_checkpoint(state, self.checkpoints)
     except (OSError, RuntimeError) as e:           # torch turns some write errors into RuntimeError
         return self._complain("a checkpoint", e if isinstance(e, OSError) else OSError(5, str(e).splitlines()[0]))
     best = self._best()
@@ -490,12 +606,12 @@ def _save(self, training) -> Path|None:
 
 Run._append, Run._complain, Run.save = _append, _complain, _save
 
-# %% ../nbs/08_train.ipynb #08-107
+# %% ../nbs/08_train.ipynb #08-138
 def _best(self):
     path = self.folder / "best.json"
     return json.loads(path.read_text(encoding="utf-8"))["checkpoint"] if path.exists() else None
 
-# %% ../nbs/08_train.ipynb #08-108
+# %% ../nbs/08_train.ipynb #08-139
 def _judge(self, path:Path, score:float):
     "Remember this checkpoint as the best if it is"
     file = self.folder / "best.json"
@@ -504,7 +620,7 @@ def _judge(self, path:Path, score:float):
 
 Run._best, Run.judge = _best, _judge
 
-# %% ../nbs/08_train.ipynb #08-110
+# %% ../nbs/08_train.ipynb #08-141
 @contextmanager
 def _interruptible(training):
     "Interrupts ask the training to stop after its step; a second one stops at once"
@@ -517,7 +633,7 @@ def _interruptible(training):
     finally:
         for s, handler in before.items(): signal.signal(s, handler)
 
-# %% ../nbs/08_train.ipynb #08-111
+# %% ../nbs/08_train.ipynb #08-142
 def _bar(training, hidden):
     "A bar over the budget, which shows itself after two seconds"
     from tqdm.auto import tqdm
@@ -526,14 +642,14 @@ def _bar(training, hidden):
     start = training.step if c.steps and not c.minutes else int(100 * training.progress)
     return tqdm(initial=start, delay=2, disable=hidden, bar_format=shape, mininterval=.5, **total)
 
-# %% ../nbs/08_train.ipynb #08-112
+# %% ../nbs/08_train.ipynb #08-143
 def _advance(bar, training, record):
     if bar.disable: return
     now = record.step if bar.unit == "step" else int(100 * record.progress)
     if now > bar.n: bar.update(now - bar.n)
     bar.set_postfix_str(f"loss {record.loss:.4f}, {record.images_s:.0f} images/s", refresh=False)
 
-# %% ../nbs/08_train.ipynb #08-113
+# %% ../nbs/08_train.ipynb #08-144
 def fit(
     model,           # an IMM
     data,            # as of chapter 07
@@ -557,7 +673,7 @@ def fit(
     _leave(run, training)
     return training
 
-# %% ../nbs/08_train.ipynb #08-114
+# %% ../nbs/08_train.ipynb #08-145
 def _enter(run, training):
     "The main process opens the run, then the others restore what it restored"
     if training.crew.is_main_process and run.open(training):
@@ -565,18 +681,75 @@ def _enter(run, training):
     training.crew.wait_for_everyone()
     if not training.crew.is_main_process and run.saved(): training.restore(read_checkpoint(run.saved()[0]))
 
-# %% ../nbs/08_train.ipynb #08-115
+# %% ../nbs/08_train.ipynb #08-146
 def _keep(run, training, record, score):
     run.log(record, training.config.log_every)
     if training.step % training.config.save_every and training.progress < 1: return
     path = run.save(training)
     if path and score: run.judge(path, float(score(training.ema)))
 
-# %% ../nbs/08_train.ipynb #08-116
+# %% ../nbs/08_train.ipynb #08-147
 def _leave(run, training):
     "A last checkpoint where the run was stopped, and a word on how to go on"
     training.crew.wait_for_everyone()
-    if training.progress >= 1 or not training.crew.is_main_process: return
-    if run: run.save(training)
+    if not training.crew.is_main_process: return
+    if run and not any(run.checkpoints.glob(f"{training.step:08}-*.pt")): run.save(training)
+    if training.progress >= 1: return
     how = "run it again to go on" if run else "give fit a folder to be able to go on"
     print(f"stopped at step {training.step}, {training.progress:.0%} of the budget; {how}")
+
+# %% ../nbs/08_train.ipynb #08-161
+class _Alive(TorchDispatchMode):
+    "Counts the bytes of what is made inside, until it is freed"
+    def __init__(self, known=()):
+        super().__init__()
+        self.now, self.peak, self.seen = 0, 0, {v.untyped_storage()._cdata: None for v in known}
+
+    def __torch_dispatch__(self, f, types, args=(), kwargs=None):
+        out = f(*args, **kwargs or {})
+        for v in out if isinstance(out, (list, tuple)) else [out]:
+            if isinstance(v, Tensor): self.see(v.untyped_storage())
+        return out
+
+# %% ../nbs/08_train.ipynb #08-162
+def _see(self, storage):
+    key, size = storage._cdata, storage.nbytes()
+    if key in self.seen: return                     # a view
+    def freed(_): self.now -= size; del self.seen[key]
+    self.seen[key] = weakref.ref(storage, freed)
+    self.now += size; self.peak = max(self.peak, self.now)
+
+_Alive.see = _see
+
+# %% ../nbs/08_train.ipynb #08-166
+def _ghost(training):
+    "The training as one process, not compiled, with tensors that have no content; and the mode to use it in"
+    ghost, c, mode = copy.copy(training), training.config, FakeTensorMode(allow_non_fake_inputs=True)
+    n, M = training.crew.num_processes, training.objective.M
+    ghost.crew, ghost.scaler = SimpleNamespace(num_processes=1, process_index=0), torch.amp.GradScaler(enabled=False)
+    ghost.config = replace(c, batch=M, accumulate=1, compile=False)
+    ghost.examples = _repeated(c.batch // (n * M), *ghost.examples())
+    with FakeCopyMode(mode): ghost.model, ghost.ema = copy.deepcopy(training.model).train(), copy.deepcopy(training.ema)
+    ghost.config = replace(c, batch=c.batch // n, compile=False)
+    ghost.parts = lambda: _parts(ghost)[:2]                      # all that follow need what the second needs
+    ghost.student, ghost.teacher = _passes(ghost)
+    return ghost, mode
+
+# %% ../nbs/08_train.ipynb #08-167
+def _repeated(times, x, told, draw):
+    def more(v): return torch.empty(times * len(v), *v.shape[1:], dtype=v.dtype, device=v.device)
+    def examples():
+        wide = (more(v) if isinstance(v, Tensor) else v for v in draw)
+        return more(x), {k: more(v) for k, v in told.items()}, type(draw)(*wide)
+    return examples
+
+# %% ../nbs/08_train.ipynb #08-168
+def memory(
+    training,  # a Training
+) -> int:
+    "Bytes that a step needs at its peak, data set aside, found without taking it"
+    weights, c, (ghost, mode) = sum(p.nbytes for p in training.params), training.config, _ghost(training)
+    known = [*ghost.model.state_dict().values(), *ghost.ema.state_dict().values()]
+    with mode, _Alive(known) as alive: _gradient(ghost)
+    update = weights * (1 + (c.optimiser == "radam"))            # the gradient, and a root that RAdam writes down
+    return weights * (4 + (c.compile == "graphs")) + max(alive.peak, update)

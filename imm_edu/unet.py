@@ -44,18 +44,20 @@ class TimeMLP(nn.Module):
 
 # %% ../nbs/05_unet.ipynb #05-015
 class Conditioning(nn.Module):
-    "One vector per sample from two times and a label"
-    def __init__(self, dim, width, classes=0):
+    "One vector per sample from two times, a label, and what was done to the image"
+    def __init__(self, dim, width, classes=0, augment=0):
         super().__init__()
         self.dim, self.classes = dim, classes
         self.time_t, self.time_u = TimeMLP(dim, width), TimeMLP(dim, width)
         if classes: self.label = linear(classes, dim)
+        self.augment = nn.Parameter(torch.zeros(dim, augment)) if augment else None
 
-    def forward(self, t, u, label=None):
+    def forward(self, t, u, label=None, augment=None):
         dtype, device = self.time_t.fc0.weight.dtype, t.device.type
         with torch.autocast("cpu" if device == "meta" else device, enabled=False):
             h, k = (sinusoid(v, self.dim).to(dtype) for v in (t, u))
             if self.classes: h = h + self.label(self.one_hot(label, t).to(dtype) * self.classes**.5)
+            if self.augment is not None: h = h + F.linear(self.done(augment, t).to(dtype), self.augment)
             return F.silu(self.time_t(h) + self.time_u(k))
 
 # %% ../nbs/05_unet.ipynb #05-016
@@ -64,16 +66,20 @@ def _one_hot(self, label, t):
     if label is None: label = torch.full((len(t),), -1, device=t.device)
     return label[:, None] == torch.arange(self.classes, device=t.device)
 
-Conditioning.one_hot = _one_hot
+def _was_done(self, augment, t):
+    "What was done to each image; zeros where nobody says"
+    return torch.zeros(len(t), self.augment.shape[1], device=t.device) if augment is None else augment
 
-# %% ../nbs/05_unet.ipynb #05-023
+Conditioning.one_hot, Conditioning.done = _one_hot, _was_done
+
+# %% ../nbs/05_unet.ipynb #05-027
 def down(x): return F.avg_pool2d(x, 2)
 def up(x): return F.interpolate(x, scale_factor=2., mode="nearest")
 def keep(x): return x
 
 RESAMPLE = {None: keep, "down": down, "up": up}
 
-# %% ../nbs/05_unet.ipynb #05-033
+# %% ../nbs/05_unet.ipynb #05-037
 def norm(c):
     groups = min(32, c // 4)
     if not groups or c % groups:
@@ -81,7 +87,7 @@ def norm(c):
                          "mults so that all channel counts are multiples of 4 up to 128, and of 32 above")
     return nn.GroupNorm(groups, c, eps=1e-6)
 
-# %% ../nbs/05_unet.ipynb #05-038
+# %% ../nbs/05_unet.ipynb #05-042
 class Attention(nn.Module):
     "Self-attention over pixels, added to its input"
     def __init__(self, c, heads=1):
@@ -90,7 +96,7 @@ class Attention(nn.Module):
         self.heads, self.norm = heads, norm(c)
         self.qkv, self.proj = conv(c, 3*c, 1, gain=.2**.5), conv(c, c, 1, gain=1e-5)
 
-# %% ../nbs/05_unet.ipynb #05-039
+# %% ../nbs/05_unet.ipynb #05-043
 def _tokens(self, x):
     "Queries, keys and values, each [B, heads, pixels, channels per head]"
     B, C, H, W = x.shape
@@ -107,7 +113,7 @@ def _attend(self, x):
 
 Attention.tokens, Attention.forward = _tokens, _attend
 
-# %% ../nbs/05_unet.ipynb #05-045
+# %% ../nbs/05_unet.ipynb #05-049
 class Block(nn.Module):
     "Two convolutions around a shift by the embedding, added to the input; maybe resampled, maybe followed by attention"
     def __init__(self,
@@ -125,7 +131,7 @@ class Block(nn.Module):
         self.skip = conv(cin, cout, 1) if resample or cin != cout else nn.Identity()
         self.attn = Attention(cout, heads) if heads else nn.Identity()
 
-# %% ../nbs/05_unet.ipynb #05-046
+# %% ../nbs/05_unet.ipynb #05-050
 def _block(self, x, emb):
     resample = RESAMPLE[self.resample]
     h = self.conv0(resample(F.silu(self.norm0(x))))
@@ -135,7 +141,7 @@ def _block(self, x, emb):
 
 Block.forward = _block
 
-# %% ../nbs/05_unet.ipynb #05-055
+# %% ../nbs/05_unet.ipynb #05-059
 def encoder(make, size, width, mults, blocks, heads):
     "The way down, and the channels of every map it leaves for the way up"
     levels, c, left = nn.ModuleDict(), width, [width]
@@ -148,7 +154,7 @@ def encoder(make, size, width, mults, blocks, heads):
         levels[str(R)] = level
     return levels, left
 
-# %% ../nbs/05_unet.ipynb #05-056
+# %% ../nbs/05_unet.ipynb #05-060
 def decoder(make, size, width, mults, blocks, heads, bottom_heads, left):
     "The way up; takes the channels off the list that the encoder left"
     levels, c, bottom = nn.ModuleDict(), left[-1], len(mults) - 1
@@ -162,11 +168,11 @@ def decoder(make, size, width, mults, blocks, heads, bottom_heads, left):
         levels[str(R)] = level
     return levels
 
-# %% ../nbs/05_unet.ipynb #05-058
-def check_config(size, channels, width, mults, blocks, attention, dropout, classes, heads, checkpoint):
+# %% ../nbs/05_unet.ipynb #05-062
+def check_config(size, channels, width, mults, blocks, attention, dropout, classes, heads, checkpoint, augment):
     "Refuse settings that no network can have"
     least = dict(size=(size, 1), channels=(channels, 1), width=(width, 4), blocks=(blocks, 1), heads=(heads, 1),
-                 classes=(classes, 0))
+                 classes=(classes, 0), augment=(augment, 0))
     for name, (v, low) in least.items():
         if not isinstance(v, int) or v < low:
             raise ValueError(f"{name} must be a whole number, at least {low}; got {v!r}")
@@ -180,9 +186,9 @@ def check_config(size, channels, width, mults, blocks, attention, dropout, class
     if extra := set(attention) - set(levels):
         raise ValueError(f"attention = {min(extra)} is not a resolution of this network; it has {str(levels)[1:-1]}")
 
-# %% ../nbs/05_unet.ipynb #05-059
+# %% ../nbs/05_unet.ipynb #05-063
 class UNet(nn.Module):
-    "DDPM++ U-Net with two times: call it as `net(x, t, u, label)`, with t and u times 1000 and u the second time"
+    "DDPM++ U-Net with two times: `net(x, t, u, label, augment)`, with t and u times 1000 and u the second time"
     def __init__(self,
         size:int,             # height and width of the images
         channels:int,         # of the images
@@ -194,32 +200,35 @@ class UNet(nn.Module):
         classes:int=0,        # 0: not conditioned on labels
         heads:int=1,          # attention heads
         checkpoint:bool=False,  # keep only block boundaries for the backward pass and compute the rest again
+        augment:int=0,        # numbers it is told of what was done to an image: 9 for those of chapter 07
     ):
         super().__init__()
         self.config = dict(size=size, channels=channels, width=width, mults=list(mults), blocks=blocks,
-            attention=list(attention), dropout=dropout, classes=classes, heads=heads, checkpoint=checkpoint)
+            attention=list(attention), dropout=dropout, classes=classes, heads=heads, checkpoint=checkpoint,
+            augment=augment)
         check_config(**self.config)
-        self.size, self.channels, self.classes, self.checkpoint = size, channels, classes, checkpoint
+        self.size, self.channels, self.classes, self.augment = size, channels, classes, augment
+        self.checkpoint = checkpoint
         def make(cin, cout, **kw): return Block(cin, cout, 4*width, dropout=dropout, **kw)
         plan = make, size, width, mults, blocks, lambda R: heads if R in attention else 0
-        self.embed, self.stem = Conditioning(width, 4*width, classes), conv(channels, width)
+        self.embed, self.stem = Conditioning(width, 4*width, classes, augment), conv(channels, width)
         self.enc, left = encoder(*plan)
         self.dec = decoder(*plan, heads, left)
         self.norm, self.out = norm(width * mults[0]), conv(width * mults[0], channels, gain=1e-5)
         self.layout = torch.channels_last      # of weights and activations
         self.to(memory_format=self.layout)
 
-# %% ../nbs/05_unet.ipynb #05-062
+# %% ../nbs/05_unet.ipynb #05-066
 def _run(self, block, x, emb):
     if self.checkpoint and torch.is_grad_enabled(): return checkpoint(block, x, emb, use_reentrant=False)
     return block(x, emb)
 
 UNet._run = _run
 
-# %% ../nbs/05_unet.ipynb #05-063
-def _forward(self, x:Tensor, t:Tensor, u:Tensor, label:Tensor=None) -> Tensor:
-    self._check(x, t, u, label)
-    emb = self.embed(t, u, label)
+# %% ../nbs/05_unet.ipynb #05-067
+def _forward(self, x:Tensor, t:Tensor, u:Tensor, label:Tensor=None, augment:Tensor=None) -> Tensor:
+    self._check(x, t, u, label, augment)
+    emb = self.embed(t, u, label, augment)
     x = self.stem(x.contiguous(memory_format=self.layout))
     left = [x]
     for level in self.enc.values():
@@ -232,8 +241,8 @@ def _forward(self, x:Tensor, t:Tensor, u:Tensor, label:Tensor=None) -> Tensor:
 
 UNet.forward = _forward
 
-# %% ../nbs/05_unet.ipynb #05-064
-def _check(self, x, t, u, label):
+# %% ../nbs/05_unet.ipynb #05-068
+def _check(self, x, t, u, label, augment):
     want, dtype = [self.channels, self.size, self.size], self.stem.weight.dtype
     if list(x.shape[1:]) != want:
         raise ValueError(f"x must be [B, {str(want)[1:]} for this network; got {list(x.shape)}")
@@ -242,6 +251,7 @@ def _check(self, x, t, u, label):
         if v.shape != x.shape[:1]:
             raise ValueError(f"{name} must be [{len(x)}], one per sample; got shape {list(v.shape)}")
     if label is not None: self._check_label(x, label)
+    if augment is not None: self._check_augment(x, augment)
 
 def _check_label(self, x, label):
     if not self.classes: raise ValueError("label was given, but this network has classes=0; leave label out")
@@ -250,9 +260,17 @@ def _check_label(self, x, label):
     if looking() and ((label < -1) | (label >= self.classes)).any():
         raise ValueError(f"label must lie in 0 ... {self.classes - 1}, or be -1 for null; got {label.tolist()}")
 
-UNet._check, UNet._check_label = _check, _check_label
+# %% ../nbs/05_unet.ipynb #05-069
+def _check_augment(self, x, augment):
+    want, shape = [len(x), self.augment], list(augment.shape)
+    if not self.augment:
+        raise ValueError("augment was given, but this network has augment=0; leave it out, or build UNet(..., augment=9)")
+    if not augment.is_floating_point(): raise TypeError(f"augment must be floats; got {augment.dtype}")
+    if shape != want: raise ValueError(f"augment must be {want}, a row of numbers per sample; got {shape}")
 
-# %% ../nbs/05_unet.ipynb #05-066
+UNet._check, UNet._check_label, UNet._check_augment = _check, _check_label, _check_augment
+
+# %% ../nbs/05_unet.ipynb #05-071
 def ddpmpp_cifar10(**kw) -> UNet:
     "The paper's CIFAR-10 network, 56,061,443 parameters"
     return UNet(32, 3, **kw)
@@ -262,11 +280,12 @@ def small(size:int=8, channels:int=1, classes:int=0, **kw) -> UNet:
     laptop = dict(width=32, mults=(1, 2), blocks=1, attention=(size // 2,), dropout=0.)
     return UNet(size, channels, classes=classes, **{**laptop, **kw})
 
-# %% ../nbs/05_unet.ipynb #05-118
+# %% ../nbs/05_unet.ipynb #05-123
 RELEASED = (                                                   # ours -> released, without the leading "model."
     (r"^embed\.time_t\.fc([01])",  r"map_layer\1"),
     (r"^embed\.time_u\.fc([01])",  r"map_layer\1_s"),
     (r"^embed\.label",             r"map_label"),
+    (r"^embed\.augment$",          r"map_augment.weight"),
     (r"^stem",                     r"enc.{R}x{R}_conv"),
     (r"^norm",                     r"dec.{R}x{R}_aux_norm"),
     (r"^out",                      r"dec.{R}x{R}_aux_conv"),
@@ -277,7 +296,7 @@ RELEASED = (                                                   # ours -> release
 )
 FILTERS = ("conv0.resample_filter", "skip.resample_filter")    # in every block that resamples; not kept
 
-# %% ../nbs/05_unet.ipynb #05-119
+# %% ../nbs/05_unet.ipynb #05-124
 def _released(self, name):
     for ours, released in RELEASED: name = re.sub(ours, released.replace("{R}", str(self.size)), name)
     return name

@@ -1,4 +1,5 @@
 "The command line: what a person types, what they get, and what a slip says."
+import dataclasses
 import json
 import os
 import subprocess
@@ -9,7 +10,7 @@ import torch
 from PIL import Image
 
 import house
-from imm_edu import cli, presets, pretrained, sample, train
+from imm_edu import cli, data, metrics, presets, pretrained, sample, train
 
 SMALL = ["--batch", "16", "--set", "k=10", "--set", "width=16", "--set", "depth=1", "--set", "ema=.9"]
 
@@ -110,6 +111,53 @@ def test_a_toy(tmp_path):
     assert run("eval", folder, "--n", 200) == 0
     rows = json.loads((folder / "scores.json").read_text())["scores"]
     assert [r["samples"] for r in rows] == ["1 step", "2 steps", "4 steps"] and all(r["mmd"] > r["null95"] > 0 for r in rows)
+
+
+@pytest.fixture
+def pictures(tmp_path, monkeypatch):
+    "A preset of a folder of images by class, and the folder; the data folder is a temporary one"
+    for module in (data, metrics):
+        monkeypatch.setattr(module, "_data_folder", lambda root=None: tmp_path / "data")
+    digits = presets.get("digits")
+    monkeypatch.setitem(presets.PRESETS, "pictures", dataclasses.replace(
+        digits, name="pictures", data=("folder", dict(size=8, channels=1, flip=False))))
+    real = data.digits()
+    for i, c in enumerate(real.label[:600].tolist()):
+        (tmp_path / "images" / str(c)).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(real.x[i, 0].numpy()).save(tmp_path / "images" / str(c) / f"{i}.png")
+    return tmp_path / "images"
+
+
+def test_eval_of_pictures(pictures, tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "run"
+    assert run("train", "pictures", "--data", pictures, "--out", folder, "--steps", 1, *SMALL) == 0
+    assert run("eval", folder, "--n", 40, "--seed", 2) == 0
+    said = capsys.readouterr().out
+    judges = list((tmp_path / "data").glob("judge-*.safetensors"))
+    assert said.count("training one on Images(500 x 1x8x8, 10 classes") == 1 and len(judges) == 1, "a sixth is held out"
+    rows = json.loads((folder / "scores.json").read_text())["scores"]
+    assert [(r["samples"], r.get("guidance")) for r in rows] == [
+        *((s, w) for s in ("1 step", "2 steps", "4 steps", "8 steps") for w in (1, 1.5)), ("real images", None)]
+    assert all(r["n"] == 40 and r["seed"] == 2 and r["features"].startswith("judge ") for r in rows), "on every row"
+    assert rows[-1]["frechet"] == rows[0]["frechet_real"] < rows[0]["frechet"] / 3
+    assert "judge " in said and max(len(line) for line in said.splitlines() if line.startswith(("1 step", "real"))) < 100
+
+    assert run("eval", folder, "--n", 40, "--seed", 2) == 0
+    assert "training one" not in capsys.readouterr().out, "the judge is kept"
+    assert json.loads((folder / "scores.json").read_text())["scores"] == rows, "same seed, same scores"
+
+    net = metrics.load_judge(judges[0])
+    monkeypatch.setattr(metrics, "inception", lambda: net)
+    assert run("eval", folder, "--n", 40, "--seed", 2, "--features", "inception") == 0
+    rows = json.loads((folder / "scores.json").read_text())["scores"]
+    assert [r["seeds"] for r in rows] == ["80 ... 119"] * 8 + ["0 ... 39"] and len(list((tmp_path / "data").glob("stat*"))) == 1
+
+
+def test_eval_where_nothing_can_judge(pictures, tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert run("train", "pictures", "--data", pictures, "--out", folder, "--steps", 1, *SMALL) == 0
+    assert "holds no judge" in slip(capsys, "eval", folder, "--judge", folder / "preset.json")
+    assert "invalid choice" in slip(capsys, "eval", folder, "--features", "eyes")
 
 
 def test_without_the_notebooks_packages(digits, tmp_path, monkeypatch):

@@ -85,3 +85,71 @@ def test_a_camera_on_its_side(tmp_path):
     Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
     x = data.folder(tmp_path, 8, cache=False).x[0, 0]
     assert (x[:, -1] == 255).all() and (x[:, :-1] == 0).all(), "the top row of the sensor is the right column"
+
+
+def told_of(images, step=3, size=24, part=slice(None)):
+    return images.batch(step, size, 1, part)
+
+
+@pytest.mark.parametrize("size, channels", [(5, 1), (16, 3), (33, 3)])
+def test_augmentation_is_the_same_in_every_split_and_on_any_number_of_threads(size, channels):
+    x = torch.randint(0, 256, (40, channels, size, size), dtype=torch.uint8)
+    images, threads = data.Images(x, range(40), flip=True, augment=.5), torch.get_num_threads()
+    whole = told_of(images)
+    try:
+        for n in (1, 2):
+            torch.set_num_threads(n)
+            for cuts in (range(25), (0, 7, 8, 24), (0, 12, 24)):
+                parts = [told_of(images, part=slice(a, b)) for a, b in zip(cuts, cuts[1:])]
+                assert all(torch.equal(torch.cat(p), w) for p, w in zip(zip(*parts), whole)), (n, list(cuts))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_what_is_done_depends_on_nothing_else():
+    x = torch.randn(60, 3, 9, 9).clamp(-1, 1)
+    before, state = x.clone(), torch.get_rng_state()
+    images, told = data.augment(x, data.seeded(4))
+    assert torch.equal(x, before) and torch.equal(torch.get_rng_state(), state), "neither the images given nor the global generator"
+    wide, again = data.augment(x.double(), data.seeded(4))
+    assert wide.dtype == torch.float64 and told.dtype == torch.float32 and torch.equal(told, again)
+    assert (wide - images).abs().max() < 1e-4, "in both precisions the same"
+    grey = data.augment(x[:, 1:2], data.seeded(4))[0]
+    assert torch.allclose(grey, images[:, 1:2], atol=1e-6), "each channel alike"
+
+
+def test_what_is_done_never_changes():
+    told = data._plan(3, data.seeded(0, 1, "augment"), .5)
+    want = [[0, 0, -0.81776, -0.65488, -0.93856, 0, 0, 0.26176, 1.3165],
+            [0, 0, -1.3846, -0.31291, 0.72658, -0.41569, 0.70172, 0, 0],
+            [0, 0, 0, -0.70083, 0.9542, -0.36712, 0.45274, 0.60932, -1.4258]]
+    assert (told - torch.tensor(want)).abs().max() < 1e-4, "frozen: other numbers would change every run there is"
+
+
+def test_nothing_is_turned_at_zero_and_everything_at_one():
+    x = torch.randn(50, 3, 8, 8)
+    same, told = data.augment(x, data.seeded(0), p=0)
+    assert torch.equal(same, torch.where(told[:, :1, None, None] > 0, x.flip(3), x)) and not told[:, 1:].any()
+    done, told = data.augment(x, data.seeded(0), p=1)
+    assert (told[:, [2, 4, 5, 7, 8]] != 0).all() and done.isfinite().all()
+    for n in (1, 2):
+        assert data.augment(x[:n], data.seeded(0))[0].shape == (n, 3, 8, 8)
+
+
+def test_folders_are_augmented_on_request(tmp_path):
+    pics = pictures(tmp_path / "pics")
+    images = data.folder(pics, 8, cache=False, augment=.3)
+    assert images.augment == .3 and len(images.batch(0, 4)) == 3 and "augment=0.3" in repr(images)
+    assert len(images.to("cpu").batch(0, 4)) == 3 and len(data.folder(pics, 8, cache=False).batch(0, 4)) == 2
+    for make in (lambda: data.folder(pics, 8, augment=3), lambda: data.cifar10(tmp_path / "none", augment=3)):
+        with pytest.raises(ValueError, match="augment must be a share from 0 to 1; got 3"):
+            make()
+    assert not (tmp_path / "none").exists(), "refused before anything is fetched"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_gpu_does_the_same():
+    x = torch.randint(0, 256, (40, 3, 32, 32), dtype=torch.uint8)
+    here = data.Images(x, range(40), flip=True, augment=.5)
+    for a, b in zip(told_of(here.to("cuda")), told_of(here)):
+        assert a.device.type == "cuda" and (a.cpu() - b).abs().max() < 1e-4

@@ -2,10 +2,12 @@
 
 `python tests/training.py FOLDER KILLS SEED` kills runs at random moments, continues them, and compares the weights.
 `torchrun ... tests/training.py losses FILE` writes the losses of a short run, whatever the number of processes.
+`python tests/training.py memory NET BATCH` prints the peak of two training steps as predicted and as measured.
 """
 import json
 import os
 import random
+import re
 import signal
 import sys
 import time
@@ -19,6 +21,7 @@ from imm_edu.dit import DiT
 from imm_edu.flow import OTFM
 from imm_edu.objective import Objective
 from imm_edu.precond import IMM
+from imm_edu.unet import UNet
 
 
 def network(width=16):
@@ -99,9 +102,41 @@ def losses(file):
         Path(file).write_text(json.dumps(dict(processes=training.crew.num_processes, losses=found)))
 
 
+class Pixels:
+    "Images of noise"
+    def to(self, device):
+        return self
+
+    def batch(self, step, size, seed=0):
+        return torch.randn(size, 3, 32, 32, generator=torch.Generator().manual_seed(step)), None
+
+
+def images(kind, batch, **kw):
+    "A training on images of 32x32 pixels"
+    nets = dict(unet=lambda: UNet(32, 3, width=32, mults=(1, 2), blocks=1, attention=(16,)), dit=lambda: DiT(32, 3, 4, 96, 4, 3))
+    return train.Training(IMM(nets[kind](), OTFM()), Pixels(), Objective(), train.Config(**dict(dict(steps=2, batch=batch), **kw)))
+
+
+def _status(field):
+    return 1024 * int(re.search(rf"{field}:\s*(\d+)", Path("/proc/self/status").read_text())[1])
+
+
+def memory(kind, batch):
+    "What two steps add to the peak of this process, after a small one that loads what torch needs"
+    for _ in train.train(images(kind, 8)):
+        pass
+    before = _status("VmRSS")
+    big = images(kind, batch)
+    for _ in train.train(big):
+        pass
+    print(json.dumps(dict(measured=_status("VmHWM") - before, predicted=train.memory(big))))
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)                            # no thread pool, so that forking is safe
     if sys.argv[1] == "losses":
         losses(sys.argv[2])
+    elif sys.argv[1] == "memory":
+        memory(sys.argv[2], int(sys.argv[3]))
     else:
         kill_some(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
