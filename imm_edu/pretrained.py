@@ -489,9 +489,9 @@ def _parts(obj):
 # %% ../nbs/12_pretrained.ipynb #12-124
 def _weights(root):
     "The tensors below a network object, by dotted name"
-    out, todo, seen = {}, [("", root, 0)], set()
-    while todo:
-        prefix, obj, depth = todo.pop()
+    out, ahead, seen = {}, [("", root, 0)], set()
+    while ahead:
+        prefix, obj, depth = ahead.pop()
         if obj is None or id(obj) in seen: continue
         seen.add(id(obj))
         parts = _parts(obj)
@@ -501,7 +501,7 @@ def _weights(root):
         if not all(isinstance(t, Stored) for t in tensors.values()):
             raise Unreadable("has a weight that is not a tensor")
         out |= {prefix + k: t for k, t in tensors.items()}
-        todo += [(f"{prefix}{k}.", child, depth + 1) for k, child in parts[2].items()]
+        ahead += [(f"{prefix}{k}.", child, depth + 1) for k, child in parts[2].items()]
     return out
 
 # %% ../nbs/12_pretrained.ipynb #12-126
