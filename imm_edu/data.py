@@ -51,7 +51,7 @@ def _check_device(device, need):
 # %% ../nbs/07_data.ipynb #07-023
 class Data:
     "What the data sets share; each adds size, channels, len() where it is finite, and batch"
-    label, classes, names, augment, source, device = None, 0, (), 0., "", torch.device("cpu")
+    label, classes, names, flip, augment, source, device = None, 0, (), False, 0., "", torch.device("cpu")
 
     def to(self, device):
         "The same data on another device"
@@ -64,7 +64,7 @@ class Data:
 
     def __repr__(self):
         kind = f", {self.classes} classes" if self.classes else ""
-        done = f", augment={self.augment}" if self.augment else ""
+        done = ", flip" * self.flip + (f", augment={self.augment}" if self.augment else "")
         shape = f"{len(self):,} x {self.channels}x{self.size}x{self.size}"
         return f"{type(self).__name__}({shape}{kind}{done}, on {self.device})"
 

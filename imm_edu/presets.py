@@ -127,7 +127,7 @@ for _name in ("checkerboard", "moons", "gaussians", "spiral"):
          data=("toy", dict(name=_name)),
          net=("DiT", dict(size=1, channels=2, patch=1, width=64, depth=3, heads=1)),
          wrap=dict(flow="OTFM", param="simple_edm", second_time="s", sigma_d=.5, eps=.006, T=.994),
-         objective=dict(k=(7, 10), a=1, b=5, M=4, label_drop=0.),
+         objective=dict(k=(7, 10), a=1, b=4, M=16, label_drop=0.),
          train=dict(steps=1500, batch=512, lr=4e-3, schedule="cosine", warmup=20, betas=(.9, .99), ema=.998),
          sampling=dict(steps=2))
 
@@ -136,8 +136,8 @@ _add("digits", "handwritten digits of 8x8 pixels by class, trained in minutes on
      data=("digits", {}),
      net=("DiT", dict(size=8, channels=1, patch=2, width=96, depth=3, heads=4, classes=10)),
      wrap=dict(flow="OTFM", param="simple_edm", second_time="s", sigma_d=.5, eps=.006, T=.994),
-     objective=dict(k=(7, 10.5), a=1, b=5, M=4, label_drop=.1),
-     train=dict(steps=3000, batch=64, lr=2.5e-3, schedule="cosine", betas=(.9, .99), ema=.9995),
+     objective=dict(k=(7, 10.55), a=1, b=4, M=4, label_drop=.1),
+     train=dict(steps=3000, batch=64, lr=3e-3, schedule="cosine", betas=(.9, .99), ema=.9995),
      sampling=dict(steps=2, guidance=1.5))
 
 # %% ../nbs/11_presets.ipynb #11-040
@@ -274,8 +274,11 @@ def _known(self, place):
 def _find(self, name:str) -> tuple:
     "The part that an option belongs to, and the option: from `lr`, or from `train.lr`"
     place, dot, option = name.rpartition(".")
-    for p in ([place] if dot and place in PLACES else PLACES):
-        if option in _known(self, p): return p, option
+    there = [p for p in PLACES if option in _known(self, p) and (not dot or p == place)]
+    if {"net", "data"} <= {*there}:
+        raise ValueError(f"{option!r} is an option of the network and of the data, and the two must fit: "
+                         f"say net.{option} and data.{option}")
+    if there: return there[0], option
     known = [n for p in PLACES for n in _known(self, p)]
     raise ValueError(f"{self.name} has no option {name!r}; {_near(option, known)}Options are those of train.Config, "
                      f"Objective, IMM, {self.net[0]}, the data and the sampler")

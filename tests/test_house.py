@@ -71,6 +71,13 @@ def test_every_chapter_is_on_the_table_of_contents():
             assert (house.NBS / link).exists(), f"{p.name} links {link}, which is not there"
 
 
+def test_each_chapter_leads_to_the_next():
+    chapters = [p.name for p in house.chapters() if p.name != "index.ipynb"]
+    for name, following in zip(chapters, chapters[1:]):
+        last = house.read(house.NBS / name)["cells"][-1]["source"]
+        assert f"]({following})" in last.splitlines()[-1], f"the last line of {name} must link {following}, the chapter after it"
+
+
 def test_readme_shows_the_picture_of_the_index():
     assert house.first_picture(house.NBS / "index.ipynb") == (house.NBS / "one_jump.png").read_bytes(), "run make run NB=nbs/index.ipynb"
 
