@@ -1,8 +1,10 @@
 "The rules of the house, in seconds: `make check` runs exactly this file."
 import json
 import re
+from importlib.metadata import distributions
 
 import pytest
+from packaging.specifiers import SpecifierSet
 
 import house
 
@@ -85,3 +87,10 @@ def test_readme_shows_the_picture_of_the_index():
 def test_lock_names_no_host_and_pins_everything():
     for line in (house.ROOT / "requirements.lock").read_text().splitlines():
         assert re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.+!_-]+", line), f"requirements.lock: {line!r} is not of the form name==version"
+
+
+def test_lock_installs_on_the_oldest_python():
+    oldest = re.search(r"min_python *= *(\S+)", (house.ROOT / "settings.ini").read_text())[1] + ".0"
+    needs = {f"{d.metadata['Name']}=={d.version}": d.metadata["Requires-Python"] for d in distributions()}
+    picky = [f"{name} needs Python {need}" for name, need in needs.items() if need and oldest not in SpecifierSet(need)]
+    assert not picky, f"{'; '.join(picky)}: pin a version that installs on {oldest}"
