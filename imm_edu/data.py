@@ -344,11 +344,14 @@ def beside(path:Path):
     "A path to write to, renamed to `path` if all went well and removed if not"
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        part.touch()
+        mode = part.stat().st_mode
         yield part
+        part.chmod(mode)
         os.replace(part, path)
     finally: part.unlink(missing_ok=True)
 
-# %% ../nbs/07_data.ipynb #07-181
+# %% ../nbs/07_data.ipynb #07-182
 def _keep(path, tensors, **notes):
     "Write tensors and notes for `_kept`; if that fails, a warning says what it needed and where"
     from safetensors import SafetensorError
@@ -361,7 +364,7 @@ def _keep(path, tensors, **notes):
         warnings.warn(f"the prepared images could not be kept in {path}, which needs {need:,} bytes there ({e}). "
                       f"They are loaded all the same; next time they will be prepared again", stacklevel=3)
 
-# %% ../nbs/07_data.ipynb #07-188
+# %% ../nbs/07_data.ipynb #07-189
 def _data_folder(root=None):
     "The folder given, or the project's data folder"
     if root is not None: return Path(root).expanduser()
@@ -369,7 +372,7 @@ def _data_folder(root=None):
     home = Path(imm_edu.__file__).resolve().parents[1]
     return (home if (home / "nbs").is_dir() else Path.cwd()) / "data"
 
-# %% ../nbs/07_data.ipynb #07-190
+# %% ../nbs/07_data.ipynb #07-191
 def _by_hand(root, why):
     "How to get CIFAR-10 onto a machine that cannot download it"
     from torchvision.datasets import CIFAR10 as C
@@ -377,7 +380,7 @@ def _by_hand(root, why):
         f"CIFAR-10 could not be downloaded ({why}). Fetch {C.url} on another machine (170,498,071 bytes, md5 "
         f"{C.tgz_md5}), put it here as {root / C.filename}, and call again: it will be checked and unpacked")
 
-# %% ../nbs/07_data.ipynb #07-192
+# %% ../nbs/07_data.ipynb #07-193
 CIFAR10_BYTES = 170_498_071 + 187_000_000 + 60_000 * (3*32*32 + 8)   # the archive, unpacked, and our two files
 
 def _room(root):
@@ -390,7 +393,7 @@ def _full(root, why):
     return OSError(errno.ENOSPC, f"CIFAR-10 needs {CIFAR10_BYTES:,} bytes in {root}, of which {why}; "
                                  "make room there, or pass another root")
 
-# %% ../nbs/07_data.ipynb #07-194
+# %% ../nbs/07_data.ipynb #07-195
 def _fetch_cifar10(root, split):
     "Images and labels of CIFAR-10 as tensors, and the class names"
     try: from torchvision.datasets import CIFAR10
@@ -406,7 +409,7 @@ def _fetch_cifar10(root, split):
     x = torch.from_numpy(raw.data).permute(0, 3, 1, 2).contiguous()
     return dict(x=x, label=torch.tensor(raw.targets)), list(raw.classes)
 
-# %% ../nbs/07_data.ipynb #07-196
+# %% ../nbs/07_data.ipynb #07-197
 def _what_kind(file) -> str:
     "CIFAR-10, by one of its files"
     from PIL import Image
@@ -415,7 +418,7 @@ def _what_kind(file) -> str:
     scale = 100 * tables[0][0] / 16
     return f"CIFAR-10 (JPEG {100 - scale/2 if scale <= 100 else 5000/scale:.0f})"
 
-# %% ../nbs/07_data.ipynb #07-197
+# %% ../nbs/07_data.ipynb #07-198
 def _from_files(root, split) -> Images:
     "CIFAR-10 from image files in class folders"
     images = folder(root / "cifar10-images" / split, 32, cache=root)
@@ -424,7 +427,7 @@ def _from_files(root, split) -> Images:
     images.source = _what_kind(next((root / "cifar10-images" / split).glob("*/*")))
     return images
 
-# %% ../nbs/07_data.ipynb #07-199
+# %% ../nbs/07_data.ipynb #07-200
 def _load_cifar10(root, split, download) -> Images:
     place = root / f"cifar10-{split}.safetensors"
     if not (found := _kept(place, "cifar-10-python")):
@@ -438,7 +441,7 @@ def _load_cifar10(root, split, download) -> Images:
     images.source = "CIFAR-10"
     return images
 
-# %% ../nbs/07_data.ipynb #07-200
+# %% ../nbs/07_data.ipynb #07-201
 def cifar10(
     root=None,          # folder for the download; the project's data folder by default
     split:str="train",  # "train" (50,000) or "test" (10,000)
@@ -454,7 +457,7 @@ def cifar10(
     images.flip, images.augment = flip, augment
     return images
 
-# %% ../nbs/07_data.ipynb #07-223
+# %% ../nbs/07_data.ipynb #07-224
 def _upright(img, mode):
     "A PIL image as it is meant to be seen, in mode RGB or L"
     from PIL import Image, ImageOps
@@ -468,7 +471,7 @@ def _upright(img, mode):
         img = Image.alpha_composite(Image.new("RGBA", img.size, "white"), img)
     return img.convert(mode)
 
-# %% ../nbs/07_data.ipynb #07-225
+# %% ../nbs/07_data.ipynb #07-226
 def _decode(file, size, mode):
     "The middle square of an image file as an array [C, size, size]; or a sentence on why it cannot be read"
     import numpy as np
@@ -483,7 +486,7 @@ def _decode(file, size, mode):
         return np.atleast_3d(np.array(img)).transpose(2, 0, 1)
     except Exception as e: return f"{type(e).__name__}: {e}"      # Pillow's readers raise nearly anything
 
-# %% ../nbs/07_data.ipynb #07-237
+# %% ../nbs/07_data.ipynb #07-238
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 def _listing(path):
@@ -495,7 +498,7 @@ def _listing(path):
         found += [base / f for f in files if not f.startswith(".") and f.lower().endswith(SUFFIXES)]
     return sorted(found, key=lambda f: f.parts)
 
-# %% ../nbs/07_data.ipynb #07-239
+# %% ../nbs/07_data.ipynb #07-240
 def _classes(path, files):
     "Class of each file and the names of the classes, or None and () for a flat folder"
     if not files:
@@ -510,7 +513,7 @@ def _classes(path, files):
     number = {name: i for i, name in enumerate(names)}
     return [number[f.parts[0]] for f in files], names
 
-# %% ../nbs/07_data.ipynb #07-242
+# %% ../nbs/07_data.ipynb #07-243
 def _check_memory(n, size, channels):
     "Refuse what the machine's memory cannot hold, and say what it could"
     try: have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -520,7 +523,7 @@ def _check_memory(n, size, channels):
         raise MemoryError(f"{n:,} images of {channels}x{size}x{size} need {need:,} bytes, and this machine has "
                           f"{have:,}; take size={fits} or less, or fewer images")
 
-# %% ../nbs/07_data.ipynb #07-246
+# %% ../nbs/07_data.ipynb #07-247
 def _decode_all(path, files, size, channels):
     "Images [N, C, size, size], and a note on each that could not be read, by its place"
     from tqdm import tqdm
@@ -534,7 +537,7 @@ def _decode_all(path, files, size, channels):
             else: x[i] = torch.from_numpy(a)
     return x, bad
 
-# %% ../nbs/07_data.ipynb #07-248
+# %% ../nbs/07_data.ipynb #07-249
 def _prepare(path, files, label, size, channels, skip):
     "Decode all; leave out what cannot be read, or refuse, and name it"
     x, bad = _decode_all(path, files, size, channels)
@@ -547,13 +550,13 @@ def _prepare(path, files, label, size, channels, skip):
     if label is not None: tensors["label"] = torch.tensor(label)[good]
     return tensors, list(bad.values())
 
-# %% ../nbs/07_data.ipynb #07-250
+# %% ../nbs/07_data.ipynb #07-251
 def _mark(path, files, *settings):
     "A hash of the files as they are now, and of the settings"
     stats = [(f.as_posix(), s.st_size, s.st_mtime_ns) for f in files for s in [(path / f).stat()]]
     return hashlib.blake2b(repr((settings, stats)).encode(), digest_size=16).hexdigest()
 
-# %% ../nbs/07_data.ipynb #07-252
+# %% ../nbs/07_data.ipynb #07-253
 def _check_folder(path, size, channels):
     if not path.is_dir():
         what = "is a file, not a folder" if path.exists() else "does not exist"
@@ -562,7 +565,7 @@ def _check_folder(path, size, channels):
         raise ValueError(f"size must be a whole number of pixels from 1 up; got {size!r}")
     if channels not in (1, 3): raise ValueError(f"channels must be 3 (colour) or 1 (grey); got {channels!r}")
 
-# %% ../nbs/07_data.ipynb #07-253
+# %% ../nbs/07_data.ipynb #07-254
 def folder(
     path,             # images, directly or in one subfolder per class
     size:int,         # they become this wide and high: the middle square, resized
@@ -584,7 +587,7 @@ def folder(
                       + "\n  ".join(left_out), stacklevel=2)
     return Images(tensors["x"], tensors.get("label"), names, flip, augment)
 
-# %% ../nbs/07_data.ipynb #07-255
+# %% ../nbs/07_data.ipynb #07-256
 def _place(path, size, channels, cache):
     "The file that keeps a folder of images"
     which = hashlib.blake2b(str(path.resolve()).encode(), digest_size=4).hexdigest()
@@ -600,11 +603,11 @@ def _prepared(path, files, label, size, channels, skip, cache):
     _keep(place, tensors, mark=mark, left_out=left_out)
     return tensors, left_out
 
-# %% ../nbs/07_data.ipynb #07-279
+# %% ../nbs/07_data.ipynb #07-280
 LATENT_MEAN = (.86488, -.27787343, .21616915, .3738409)
 LATENT_STD = (4.85503674, 5.31922414, 3.93725398, 3.9870003)
 
-# %% ../nbs/07_data.ipynb #07-280
+# %% ../nbs/07_data.ipynb #07-281
 class Latents(Data):
     "Means and standard deviations of an encoder's posterior; a batch is a fresh draw, normalised per channel"
     def __init__(self,
@@ -620,7 +623,7 @@ class Latents(Data):
         self.channels, self.size = mean.shape[1], mean.shape[2]
         self.centre, self.spread = (torch.tensor(v)[:, None, None].to(mean.device) for v in (centre, spread))
 
-# %% ../nbs/07_data.ipynb #07-282
+# %% ../nbs/07_data.ipynb #07-283
 def _check_latents(mean, std, centre, spread):
     for name, v in (("mean", mean), ("std", std)):
         if not v.is_floating_point() or v.dim() != 4 or v.shape[2] != v.shape[3] or not v.numel():
@@ -631,7 +634,7 @@ def _check_latents(mean, std, centre, spread):
         raise ValueError(f"latents of {mean.shape[1]} channels need as many numbers in centre and in spread; "
                          f"got {len(centre)} and {len(spread)}")
 
-# %% ../nbs/07_data.ipynb #07-284
+# %% ../nbs/07_data.ipynb #07-285
 def _latent_batch(self, step:int, size:int, seed:int=0, part=slice(None)):
     "A fresh draw of a step's latents, normalised, and their labels"
     _check_draw(step, size, seed, part)
@@ -650,7 +653,7 @@ def _count(self): return len(self.mean)
 
 Latents.batch, Latents.raw, Latents.__len__ = _latent_batch, _raw, _count
 
-# %% ../nbs/07_data.ipynb #07-286
+# %% ../nbs/07_data.ipynb #07-287
 def latents(
     path,                # a safetensors file with "mean" and "std" [N, C, size, size] and, if wanted, "label" [N]
     centre=LATENT_MEAN,  # mean of each channel over the data set

@@ -127,7 +127,7 @@ for _name in ("checkerboard", "moons", "gaussians", "spiral"):
          data=("toy", dict(name=_name)),
          net=("DiT", dict(size=1, channels=2, patch=1, width=64, depth=3, heads=1)),
          wrap=dict(flow="OTFM", param="simple_edm", second_time="s", sigma_d=.5, eps=.006, T=.994),
-         objective=dict(k=(7, 10), a=1, b=4, M=16, label_drop=0.),
+         objective=dict(k=(7, 10), a=1, b=4, M=8, label_drop=0.),
          train=dict(steps=1500, batch=512, lr=4e-3, schedule="cosine", warmup=20, betas=(.9, .99), ema=.998),
          sampling=dict(steps=2))
 
@@ -166,7 +166,7 @@ def _pictures(size, width, blocks, attention, dropout=0., **train):
 
 # %% ../nbs/11_presets.ipynb #11-045
 _add("cifar10-laptop", "CIFAR-10 at 16x16 by class, under an hour on two CPU cores",
-     **_pictures(16, 32, 1, 8, steps=2500, batch=64, lr=2e-3, warmup=50, ema=.998))
+     **_pictures(16, 32, 1, 8, steps=10_000, batch=16, lr=2e-3, warmup=200, ema=.9995))
 _add("cifar10-coffee", "CIFAR-10 by class, 20 minutes on an H100-class GPU",
      **_pictures(32, 64, 2, 16, minutes=20, batch=256, lr=1e-3, warmup=200, ema=.9995, compile=True))
 _add("cifar10-evening", "CIFAR-10 by class, ten hours on one card of 24 GB",

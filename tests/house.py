@@ -157,7 +157,7 @@ def _without_widgets(nb):
 
 
 def _joined(nb):
-    "One output per stream: a kernel may deliver a print in several pieces"
+    "One output per stream, though a kernel may deliver a print in pieces; of a progress bar what it showed last"
     for cell in code_cells(nb):
         joined = []
         for out in cell.outputs:
@@ -165,7 +165,10 @@ def _joined(nb):
                 joined[-1].text += out.text
             else:
                 joined.append(out)
-        cell.outputs = joined
+        for out in joined:
+            if out.output_type == "stream":
+                out.text = re.sub(r"[^\n]*\r(?!\n)", "", out.text)
+        cell.outputs = [out for out in joined if out.get("text", "_").strip()]
 
 
 def run(path):

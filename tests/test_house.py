@@ -98,3 +98,13 @@ def test_lock_installs_on_the_oldest_python():
     picky = [f"{d.metadata['Name']} {d.version} needs Python {need}" for d in here
              if (need := d.metadata["Requires-Python"]) and oldest not in SpecifierSet(need)]
     assert not picky, f"{'; '.join(picky)}: pin a version that installs on {oldest}"
+
+
+def test_what_is_stored_of_a_print_and_of_a_progress_bar():
+    import nbformat.v4 as v4
+    stream = lambda name, text: v4.new_output("stream", name=name, text=text)
+    cell = v4.new_code_cell(outputs=[stream("stdout", "one "), stream("stdout", "line\n"), stream("stderr", "10%\r20%\r   \r"),
+                                     stream("stdout", "1/2\r2/2\nend\r\n"), v4.new_output("display_data")])
+    nb = v4.new_notebook(cells=[cell])
+    house._joined(nb)
+    assert [o.get("text") for o in cell.outputs] == ["one line\n", "2/2\nend\r\n", None], "as a terminal would leave it"
