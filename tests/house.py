@@ -156,21 +156,6 @@ def _without_widgets(nb):
     nb.metadata.pop("widgets", None)
 
 
-def _joined(nb):
-    "One output per stream, though a kernel may deliver a print in pieces; of a progress bar what it showed last"
-    for cell in code_cells(nb):
-        joined = []
-        for out in cell.outputs:
-            if joined and out.output_type == "stream" == joined[-1].output_type and out.name == joined[-1].name:
-                joined[-1].text += out.text
-            else:
-                joined.append(out)
-        for out in joined:
-            if out.output_type == "stream":
-                out.text = re.sub(r"[^\n]*\r(?!\n)", "", out.text)
-        cell.outputs = [out for out in joined if out.get("text", "_").strip()]
-
-
 def run(path):
     "Run one notebook in a fresh kernel; its file changes only if every cell succeeded"
     import nbformat
@@ -182,14 +167,17 @@ def run(path):
         cell.source = ""
     patience = None if wanted & {"slow", "gpu"} else 900         # a training run takes as long as it takes
     try:
-        NotebookClient(nb, kernel_name="python3", extra_arguments=["--log-level=40"], timeout=patience, resources={"metadata": {"path": str(NBS)}}).execute()
+        NotebookClient(nb, kernel_name="python3", extra_arguments=["--log-level=40"], timeout=patience,
+                       coalesce_streams=True,                    # a print in pieces is one; of a progress bar the last
+                       resources={"metadata": {"path": str(NBS)}}).execute()
     except CellExecutionError as e:
         plain = re.sub(r"\x1b\[[0-9;]*m", "", str(e))
         raise SystemExit(f"{path.name} is unchanged: one of its cells failed.\n{plain}")
     for cell, source in left_out:
         cell.source = source
     _without_widgets(nb)
-    _joined(nb)
+    for cell in code_cells(nb):
+        cell.outputs = [out for out in cell.outputs if out.get("text", "_").strip()]     # not a bar that was wiped away
     beside = path.with_name(f"_{path.name}")
     nbformat.write(nb, beside)
     os.replace(beside, path)

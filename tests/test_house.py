@@ -100,11 +100,14 @@ def test_lock_installs_on_the_oldest_python():
     assert not picky, f"{'; '.join(picky)}: pin a version that installs on {oldest}"
 
 
-def test_what_is_stored_of_a_print_and_of_a_progress_bar():
+def test_what_is_stored_of_a_print_and_of_a_progress_bar(tmp_path):
     import nbformat.v4 as v4
-    stream = lambda name, text: v4.new_output("stream", name=name, text=text)
-    cell = v4.new_code_cell(outputs=[stream("stdout", "one "), stream("stdout", "line\n"), stream("stderr", "10%\r20%\r   \r"),
-                                     stream("stdout", "1/2\r2/2\nend\r\n"), v4.new_output("display_data")])
-    nb = v4.new_notebook(cells=[cell])
-    house._joined(nb)
-    assert [o.get("text") for o in cell.outputs] == ["one line\n", "2/2\nend\r\n", None], "as a terminal would leave it"
+    code = r"""import sys, time
+print("one ", end="", flush=True); time.sleep(.2); print("line")
+for i in range(3): sys.stderr.write(f"\r{i}0%"); sys.stderr.flush(); time.sleep(.2)
+sys.stderr.write("\r   \r");"""
+    path = tmp_path / "bar.ipynb"
+    path.write_text(v4.writes(v4.new_notebook(cells=[v4.new_code_cell(code)])))
+    house.run(path)
+    outputs = [(o["name"], "".join(o["text"])) for o in house.outputs(house.read(path))]
+    assert outputs == [("stdout", "one line\n")], "a print is one piece, and a bar that was wiped away leaves nothing"
