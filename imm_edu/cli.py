@@ -21,11 +21,7 @@ from .train import Broken, Damaged, Run, beside, fit, read_checkpoint, surroundi
 # %% ../nbs/15_cli.ipynb #15-005
 def draw(model, n:int, steps:int=2, label=None, guidance:float=1., seed:int=0, grid=None):
     "Images in 0 ... 1, or points [n, 2, 1, 1]; the same seed gives the same noise"
-    if not _is_toy(model): return sample.sample(model, n, steps, label, guidance, seed, grid)
-    noise = torch.randn(n, 2, 1, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    times = sample.grid(grid or ("eta" if steps == 2 else "uniform"), steps, model)
-    *_, x = sample.pushforward(model, model.sigma_d * noise.to(_device(model)), times, label, guidance)
-    return x.cpu()
+    return (sample.points if _is_toy(model) else sample.sample)(model, n, steps, label, guidance, seed, grid)
 
 # %% ../nbs/15_cli.ipynb #15-006
 def _is_toy(model): return (model.net.channels, model.net.size) == (2, 1)

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from .data import _data_folder, _keep, _kept, order, seeded
 from .flow import check_samples
 from .mmd import _kernel, _width, pdist
-from .sample import _shape, _times, pushforward
+from .sample import _shape, _times, walk
 from .train import beside
 
 # %% ../nbs/10_metrics.ipynb #10-007
@@ -780,9 +780,10 @@ def by_seed(
     shape, times = _shape(model), _times(grid, steps, model)
     where = next(model.parameters()).device
     def draw(seeds):
-        noise = [torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(s)) for s in seeds]
+        each = [torch.Generator().manual_seed(s) for s in seeds]
+        noise = lambda count: torch.stack([torch.randn(count, *shape, dtype=torch.float64, generator=g) for g in each], 1)
         label = torch.tensor([s % model.classes for s in seeds], device=where) if model.classes else None
-        *_, x = pushforward(model, model.sigma_d * torch.stack(noise).to(where), times, label, guidance)
+        x = walk(model, noise, times, label, guidance)
         return ((x + 1) / 2).clip(0, 1).float().cpu()
     return draw
 

@@ -17,7 +17,7 @@ from .dit import SIZES, DiT
 from .flow import OTFM, Cosine
 from .objective import Consistency, FlowMatching, Objective
 from .precond import IMM
-from .sample import Euler
+from .sample import Euler, ToEnd
 from .train import Config
 from .unet import UNet
 
@@ -88,7 +88,7 @@ def _make_objective(self) -> Objective:
 # %% ../nbs/11_presets.ipynb #11-019
 def _jumps(self, model) -> IMM:
     "The trained model as samplers should see it"
-    return Euler(model) if self.objective.get("loss") == "flow_matching" else model
+    return dict(flow_matching=Euler, consistency=ToEnd).get(self.objective.get("loss"), lambda m: m)(model)
 
 Preset.jumps = _jumps
 
@@ -266,7 +266,7 @@ def _known(self, place):
     "The options of a part"
     names = lambda f: [n for n in inspect.signature(f).parameters if n not in ("self", "root", "split")]
     if place == "wrap": return [n for n in names(IMM.__init__) if n != "net"]
-    if place == "sampling": return ["steps", "guidance", "grid", "sampler"]
+    if place == "sampling": return ["steps", "guidance", "grid"]
     if place in ("data", "net"): return names(dict(data=DATA, net=NETS)[place][getattr(self, place)[0]])
     return names(Config) if place == "train" else ["loss", *names(Objective)]
 

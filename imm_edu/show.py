@@ -204,22 +204,12 @@ def _shape(model):
     return config.get("channels"), config.get("size")
 
 # %% ../nbs/13_show.ipynb #13-060
-def _points(model, n, steps, label, guidance, seed):
-    "Points [n, 2, 1, 1] as the model makes them"
-    from imm_edu import sample
-    noise = torch.randn(n, 2, 1, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    device = next(model.parameters(), noise).device
-    grid = sample.grid("eta" if steps == 2 else "uniform", steps, model)
-    *_, x = sample.pushforward(model, model.sigma_d * noise.to(device), grid, label, guidance)
-    return x
-
-# %% ../nbs/13_show.ipynb #13-061
 def _generate(model, n, steps, label=None, guidance=1., seed=0):
     "Images in 0 ... 1, or points; same seed, same noise"
-    from imm_edu.sample import sample
-    return (_points if _shape(model) == (2, 1) else sample)(model, n, steps, label, guidance, seed)
+    from imm_edu.sample import points, sample
+    return (points if _shape(model) == (2, 1) else sample)(model, n, steps, label, guidance, seed)
 
-# %% ../nbs/13_show.ipynb #13-063
+# %% ../nbs/13_show.ipynb #13-062
 def _play(model, n, names, steps, seed, guidance=1., label=None):
     "The picture for one position of the knobs"
     title = [f"{steps} step" + "s"*(steps > 1), f"seed {seed}"]
@@ -227,7 +217,7 @@ def _play(model, n, names, steps, seed, guidance=1., label=None):
     if label == "mixed": label = [i % model.classes for i in range(n)]
     return montage(_generate(model, n, steps, label, guidance, seed), title=", ".join(title))
 
-# %% ../nbs/13_show.ipynb #13-065
+# %% ../nbs/13_show.ipynb #13-064
 def _knobs(model, names):
     wide, few = dict(width="420px"), dict(button_width="48px")
     knobs = dict(steps=widgets.ToggleButtons(options=[1, 2, 4, 8], value=2, description="steps", style=few,
@@ -238,7 +228,7 @@ def _knobs(model, names):
         knobs["label"] = widgets.Dropdown(options=options, value="mixed", description="class")
     return knobs | dict(seed=widgets.IntSlider(0, 0, 99, description="seed", layout=wide))
 
-# %% ../nbs/13_show.ipynb #13-066
+# %% ../nbs/13_show.ipynb #13-065
 def playground(
     model,       # an IMM whose network knows its size and channels (`net.config`)
     names=(),    # what to call the classes; otherwise they are numbered
@@ -253,7 +243,7 @@ def playground(
     panel.refresh()
     return panel
 
-# %% ../nbs/13_show.ipynb #13-089
+# %% ../nbs/13_show.ipynb #13-088
 def _thin(y, points=200):
     "At most `points` means over equal pieces of y, leaving out what is not finite"
     y = np.asarray(y, dtype=float)
@@ -262,7 +252,7 @@ def _thin(y, points=200):
     ok = np.isfinite(y)
     with np.errstate(invalid="ignore"): return np.where(ok, y, 0).sum(1) / ok.sum(1)
 
-# %% ../nbs/13_show.ipynb #13-091
+# %% ../nbs/13_show.ipynb #13-090
 def _smooth(y, b=.8):
     "The running mean of y"
     m = w = 0.
@@ -272,17 +262,17 @@ def _smooth(y, b=.8):
         if w: out[i] = m / w
     return out
 
-# %% ../nbs/13_show.ipynb #13-096
+# %% ../nbs/13_show.ipynb #13-095
 LABELS = dict(loss="loss", grad_norm="gradient norm", images_s="images a second", lr="learning rate")
 
-# %% ../nbs/13_show.ipynb #13-097
+# %% ../nbs/13_show.ipynb #13-096
 def _trace(ax, color=None, label=None):
     "The two lines, still empty"
     strong, = ax.plot([], [], color=color, label=label)
     faint, = ax.plot([], [], color=strong.get_color(), lw=.8, alpha=.35)
     return faint, strong
 
-# %% ../nbs/13_show.ipynb #13-098
+# %% ../nbs/13_show.ipynb #13-097
 def _scaled(ax, log):
     "A logarithmic axis where asked for and possible, with few and plain ticks"
     y = np.concatenate([line.get_ydata() for line in ax.lines])
@@ -292,7 +282,7 @@ def _scaled(ax, log):
     ticks = LogLocator(subs=(1, 2, 5) if high < 100*low else (1,)) if log else MaxNLocator(4)
     ax.yaxis.set(major_locator=ticks, major_formatter="{x:g}", minor_locator=NullLocator())
 
-# %% ../nbs/13_show.ipynb #13-099
+# %% ../nbs/13_show.ipynb #13-098
 def _move(ax, lines, step, y, log):
     "Give the two lines new values"
     x, y = _thin(step), _thin(y)
@@ -301,7 +291,7 @@ def _move(ax, lines, step, y, log):
     ax.relim()
     ax.autoscale_view()
 
-# %% ../nbs/13_show.ipynb #13-101
+# %% ../nbs/13_show.ipynb #13-100
 def curves(
     rows,                                     # list of dicts, one per row, or {name: such a list}
     keys=("loss", "grad_norm", "images_s"),   # what to plot, against the row's "step"
@@ -315,7 +305,7 @@ def curves(
     for ax, key in zip(axes[0], keys): _plot(ax, runs, key)
     if None not in runs: axes[0, 0].legend()
 
-# %% ../nbs/13_show.ipynb #13-103
+# %% ../nbs/13_show.ipynb #13-102
 def _plot(ax, runs, key):
     "One key of all runs"
     for name, rows in runs.items():
@@ -326,20 +316,20 @@ def _plot(ax, runs, key):
     ax.set(title=LABELS.get(key, key), xlabel="step")
     ax.xaxis.set_major_locator(MaxNLocator(4))
 
-# %% ../nbs/13_show.ipynb #13-109
+# %% ../nbs/13_show.ipynb #13-108
 class Ration:
     "Work that takes at most a `share` of the time, and rests at least `every` seconds in between"
     def __init__(self, work, every, share, clock=time.perf_counter):
         self.work, self.every, self.share, self.clock, self.due = work, every, share, clock, -math.inf
 
-# %% ../nbs/13_show.ipynb #13-110
+# %% ../nbs/13_show.ipynb #13-109
 def _wait_for(self, cost):
     "Rest as if the work had just been done at this cost"
     self.due = self.clock() + max(self.every, cost * (1/self.share - 1))
 
 Ration.wait_for = _wait_for
 
-# %% ../nbs/13_show.ipynb #13-111
+# %% ../nbs/13_show.ipynb #13-110
 def _if_due(self, force=False):
     "Do it if it is time; whether it was"
     start = self.clock()
@@ -350,19 +340,19 @@ def _if_due(self, force=False):
 
 Ration.__call__ = _if_due
 
-# %% ../nbs/13_show.ipynb #13-116
+# %% ../nbs/13_show.ipynb #13-115
 def _clock(seconds):
     "75 -> 1:15"
     if not math.isfinite(seconds): return "?"
     h, m, s = int(seconds) // 3600, int(seconds) // 60 % 60, int(seconds) % 60
     return f"{h}:{m:02}:{s:02}" if h else f"{m}:{s:02}"
 
-# %% ../nbs/13_show.ipynb #13-117
+# %% ../nbs/13_show.ipynb #13-116
 def _line(record):
     speed, left = f"{record.images_s:,.0f} images/s", f"{_clock(record.left)} left"
     return f"step {record.step:,}  loss {record.loss:.3g}  {speed}  {left}"
 
-# %% ../nbs/13_show.ipynb #13-120
+# %% ../nbs/13_show.ipynb #13-119
 def _preview(model, steps):
     "Images or points for the live view; None for what cannot be shown"
     channels, size = _shape(model)
@@ -371,10 +361,10 @@ def _preview(model, steps):
     n = 16 if size <= 16 else 9
     return _generate(model, n, steps, [i % model.classes for i in range(n)] if model.classes else None)
 
-# %% ../nbs/13_show.ipynb #13-122
+# %% ../nbs/13_show.ipynb #13-121
 def _in_notebook(): return getattr(get_ipython(), "kernel", None) is not None
 
-# %% ../nbs/13_show.ipynb #13-123
+# %% ../nbs/13_show.ipynb #13-122
 class Live:
     "A view for `train.fit`: curves, samples and a Stop button in a notebook, a line of text now and then elsewhere"
     def __init__(self,
@@ -391,7 +381,7 @@ class Live:
         self.lines = Ration(lambda: print(_line(self.record), flush=True), 5*every, share)
         if not self.text: self._lay_out(), self._axes()
 
-# %% ../nbs/13_show.ipynb #13-124
+# %% ../nbs/13_show.ipynb #13-123
 def _one_step(self, training, record):
     "Called after each step"
     if first := not self.running: self._start(training, record)
@@ -402,7 +392,7 @@ def _one_step(self, training, record):
 
 Live.__call__ = _one_step
 
-# %% ../nbs/13_show.ipynb #13-126
+# %% ../nbs/13_show.ipynb #13-125
 def _lay_out(self):
     "Widgets, still empty"
     self.button = widgets.Button(description="Stop", icon="stop", layout=dict(width="90px"))
@@ -414,7 +404,7 @@ def _lay_out(self):
 
 Live._lay_out = _lay_out
 
-# %% ../nbs/13_show.ipynb #13-127
+# %% ../nbs/13_show.ipynb #13-126
 def _axes(self):
     "Three plots, still empty"
     places = dict(left=.06, right=.99, bottom=.14, top=.86, wspace=.24)
@@ -426,13 +416,13 @@ def _axes(self):
 
 Live._axes = _axes
 
-# %% ../nbs/13_show.ipynb #13-129
+# %% ../nbs/13_show.ipynb #13-128
 def _tell(self):
     self.bar.value, self.label.value = self.training.progress, self.note or _line(self.record)
 
 Live._tell = _tell
 
-# %% ../nbs/13_show.ipynb #13-130
+# %% ../nbs/13_show.ipynb #13-129
 def _draw_curves(self):
     for ax, lines, key in self.plots: _move(ax, lines, self.rows["step"], self.rows[key], log=key != "images_s")
     self.fig.canvas.draw()
@@ -440,7 +430,7 @@ def _draw_curves(self):
 
 Live._draw_curves = _draw_curves
 
-# %% ../nbs/13_show.ipynb #13-132
+# %% ../nbs/13_show.ipynb #13-131
 def _block(x, title, side=200):
     "A square sheet of about `side` pixels"
     columns = math.ceil(math.sqrt(len(x)))
@@ -449,7 +439,7 @@ def _block(x, title, side=200):
     picture.thumbnail((side, side))                    # shrinks what is still too large
     return _titled(picture, title)
 
-# %% ../nbs/13_show.ipynb #13-133
+# %% ../nbs/13_show.ipynb #13-132
 def _draw_samples(self):
     drawn = {steps: self.draw(self.training.ema, steps) for steps in (1, 2, 4, 8)}
     blocks = [_block(x, f"{k} step" + "s"*(k > 1)) for k, x in drawn.items() if x is not None]
@@ -457,7 +447,7 @@ def _draw_samples(self):
 
 Live._draw_samples = _draw_samples
 
-# %% ../nbs/13_show.ipynb #13-135
+# %% ../nbs/13_show.ipynb #13-134
 def _start(self, training, record):
     "The first step of a run, or of its continuation"
     self.training, self.note, self.began, self.running = training, "", time.perf_counter(), True
@@ -468,7 +458,7 @@ def _start(self, training, record):
 
 Live._start = _start
 
-# %% ../nbs/13_show.ipynb #13-136
+# %% ../nbs/13_show.ipynb #13-135
 def _size_up(self):
     "Wait with the samples for as long as they are worth"
     start = time.perf_counter()
@@ -477,7 +467,7 @@ def _size_up(self):
 
 Live._size_up = _size_up
 
-# %% ../nbs/13_show.ipynb #13-138
+# %% ../nbs/13_show.ipynb #13-137
 def _show(self, first):
     if self.text: return self.lines()
     self.status(first)
@@ -486,7 +476,7 @@ def _show(self, first):
 
 Live._show = _show
 
-# %% ../nbs/13_show.ipynb #13-139
+# %% ../nbs/13_show.ipynb #13-138
 def _display(self):
     "Put the window on the page"
     self.button.disabled, self.button.description = False, "Stop"
@@ -495,7 +485,7 @@ def _display(self):
 
 Live._display = _display
 
-# %% ../nbs/13_show.ipynb #13-141
+# %% ../nbs/13_show.ipynb #13-140
 def _finish(self):
     "The last state, in full"
     self.running, word = False, "done" if self.training.progress >= 1 else "stopped"
@@ -510,14 +500,14 @@ def _finish(self):
 
 Live._finish = _finish
 
-# %% ../nbs/13_show.ipynb #13-143
+# %% ../nbs/13_show.ipynb #13-142
 def _stop(self):
     "The button was pressed, maybe in another thread"
     if not self.running: return
     self.training.stop = True
     self.button.disabled, self.button.description = True, "Stopping"
 
-# %% ../nbs/13_show.ipynb #13-144
+# %% ../nbs/13_show.ipynb #13-143
 def _after_cell(self, result):
     if self.running: self._finish()
 
