@@ -484,6 +484,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                  'imm_edu.presets._known': ('presets.html#_known', 'imm_edu/presets.py'),
                                  'imm_edu.presets._latents': ('presets.html#_latents', 'imm_edu/presets.py'),
                                  'imm_edu.presets._load_data': ('presets.html#_load_data', 'imm_edu/presets.py'),
+                                 'imm_edu.presets._loss': ('presets.html#_loss', 'imm_edu/presets.py'),
                                  'imm_edu.presets._make_objective': ('presets.html#_make_objective', 'imm_edu/presets.py'),
                                  'imm_edu.presets._model': ('presets.html#_model', 'imm_edu/presets.py'),
                                  'imm_edu.presets._near': ('presets.html#_near', 'imm_edu/presets.py'),

@@ -19,7 +19,7 @@ class Objective:
     "The loss of IMM: `obj(model, x, label).loss.mean()` is what training minimises"
     def __init__(self,
         k=12,                        # the step from t to r is 1/2^k of the whole range; (7, 10): k rises from 7 to 10
-        mapping:str="eta",           # what falls by a constant step: eta, t, log_snr or inv_eta
+        mapping:str="eta",           # what falls by a constant step: eta, t, log_snr, inv_eta or edm
         a:float=1,                   # weight: the power of alpha_t
         b:float=4,                   # weight: the log-SNR above which it fades
         M:int=4,                     # particles in a group
@@ -97,6 +97,7 @@ MAPPINGS = dict(
     t=(lambda flow, t: t, lambda flow, m: m),
     log_snr=(lambda flow, t: -flow.log_snr(t), lambda flow, m: flow.eta_inv((m/2).exp())),
     inv_eta=(lambda flow, t: -1/flow.eta(t), lambda flow, m: flow.eta_inv(-1/m)),
+    edm=(lambda flow, t: flow.eta(t)**(1/7), lambda flow, m: flow.eta_inv(m**7)),
 )   # by name: how noisy a time is, and the time that is so noisy
 
 # %% ../nbs/06_objective.ipynb #06-017
@@ -281,8 +282,8 @@ FlowMatching.__call__ = _untaught
 class Consistency(_Neighbour):
     "Improved consistency training: every particle follows its own teacher, to the smallest time"
     def __init__(self,
-        k=(7, 14),              # as in Objective; from 7 to 14 the step from t to r gets 128 times shorter
-        mapping:str="eta",      # what falls by a constant step: eta, t, log_snr or inv_eta
+        k=(3.32, 10.32),        # the range is 2^k steps: from 10 to 1280 of them, as Objective's k rises
+        mapping:str="edm",      # what falls by a constant step: eta, t, log_snr, inv_eta or edm
         gap:float=0.,           # smallest t - r
         times:str="uniform",    # law of t: uniform, or lognormal in eta
         label_drop:float=.1,    # share of labels that student and teacher see as null

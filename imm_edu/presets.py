@@ -80,10 +80,11 @@ LOSSES = dict(imm=Objective, flow_matching=FlowMatching, consistency=Consistency
 
 def _make_objective(self) -> Objective:
     options = dict(self.objective)
-    if (name := options.pop("loss", "imm")) not in LOSSES:
-        raise ValueError(f"loss {name!r} is unknown; choose one of {', '.join(LOSSES)}")
-    known = inspect.signature(LOSSES[name]).parameters
-    return LOSSES[name](**{k: v for k, v in options.items() if k in known})
+    return _loss(options.pop("loss", "imm"))(**options)
+
+def _loss(name):
+    if name not in LOSSES: raise ValueError(f"loss {name!r} is unknown; choose one of {', '.join(LOSSES)}")
+    return LOSSES[name]
 
 # %% ../nbs/11_presets.ipynb #11-019
 def _jumps(self, model) -> IMM:
@@ -268,7 +269,7 @@ def _known(self, place):
     if place == "wrap": return [n for n in names(IMM.__init__) if n != "net"]
     if place == "sampling": return ["steps", "guidance", "grid"]
     if place in ("data", "net"): return names(dict(data=DATA, net=NETS)[place][getattr(self, place)[0]])
-    return names(Config) if place == "train" else ["loss", *names(Objective)]
+    return names(Config) if place == "train" else ["loss", *names(_loss(self.objective.get("loss", "imm")))]
 
 # %% ../nbs/11_presets.ipynb #11-096
 def _find(self, name:str) -> tuple:
@@ -287,6 +288,9 @@ def _find(self, name:str) -> tuple:
 def _changed(self, **changes) -> Preset:
     "The preset with other values, e.g. `changed(lr=1e-4, width=128)`, or `changed(**{'sampling.steps': 4})`"
     parts = {p: copy.deepcopy(getattr(self, p)) for p in PLACES}
+    if (loss := changes.get("loss", changes.get("objective.loss"))) not in (None, self.objective.get("loss", "imm")):
+        parts["objective"] = dict(loss=loss, label_drop=parts["objective"]["label_drop"])
+        self = replace(self, objective=parts["objective"])
     for name, value in changes.items():
         place, option = self.find(name)
         part = parts[place]
