@@ -280,9 +280,9 @@ def _find(self, name:str) -> tuple:
         raise ValueError(f"{option!r} is an option of the network and of the data, and the two must fit: "
                          f"say net.{option} and data.{option}")
     if there: return there[0], option
-    known = [n for p in PLACES for n in _known(self, p)]
+    known, loss = [n for p in PLACES for n in _known(self, p)], _loss(self.objective.get("loss", "imm")).__name__
     raise ValueError(f"{self.name} has no option {name!r}; {_near(option, known)}Options are those of train.Config, "
-                     f"Objective, IMM, {self.net[0]}, the data and the sampler")
+                     f"objective.{loss}, IMM, {self.net[0]}, the data and the sampler")
 
 # %% ../nbs/11_presets.ipynb #11-098
 def _changed(self, **changes) -> Preset:
