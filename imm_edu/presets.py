@@ -287,10 +287,10 @@ def _find(self, name:str) -> tuple:
 # %% ../nbs/11_presets.ipynb #11-098
 def _changed(self, **changes) -> Preset:
     "The preset with other values, e.g. `changed(lr=1e-4, width=128)`, or `changed(**{'sampling.steps': 4})`"
-    parts = {p: copy.deepcopy(getattr(self, p)) for p in PLACES}
     if (loss := changes.get("loss", changes.get("objective.loss"))) not in (None, self.objective.get("loss", "imm")):
-        parts["objective"] = dict(loss=loss, label_drop=parts["objective"]["label_drop"])
-        self = replace(self, objective=parts["objective"])
+        kept = {k: v for k, v in self.objective.items() if k == "label_drop"}
+        return replace(self, objective=kept | dict(loss=loss)).changed(**changes)
+    parts = {p: copy.deepcopy(getattr(self, p)) for p in PLACES}
     for name, value in changes.items():
         place, option = self.find(name)
         part = parts[place]
