@@ -215,10 +215,10 @@ class Clock:
         try: yield
         finally: self.turn(before)
 
-# %% ../nbs/14_bench.ipynb #14-066
+# %% ../nbs/14_bench.ipynb #14-067
 PHASES = ("examples", "student", "teacher", "MMD", "backward", "update")
 
-# %% ../nbs/14_bench.ipynb #14-067
+# %% ../nbs/14_bench.ipynb #14-068
 def phases(step:Step, steps:int=3) -> dict:
     "Share of each phase in a step, and `seconds` for the mean step"
     step()
@@ -227,7 +227,7 @@ def phases(step:Step, steps:int=3) -> dict:
     total = time.perf_counter() - start
     return {p: clock.spent.get(p, 0.) / total for p in PHASES} | dict(seconds=total / steps)
 
-# %% ../nbs/14_bench.ipynb #14-072
+# %% ../nbs/14_bench.ipynb #14-076
 KINDS = {
     "norm, elementwise": r"^triton_(poi|red|per)|^cpp_fused",     # named after all they fuse, so they come first
     "optimiser, EMA": r"adam|multi_tensor|foreach|lerp|vector_norm|optimizer",
@@ -240,14 +240,14 @@ def kind_of(name:str) -> str:
     "What an operator or kernel is for, by its name"
     return next((kind for kind, pattern in KINDS.items() if re.search(pattern, name.lower())), "norm, elementwise")
 
-# %% ../nbs/14_bench.ipynb #14-077
+# %% ../nbs/14_bench.ipynb #14-081
 def _spans(events, gpu):
     "Name and microseconds of each kernel on a GPU, of each operator's own part on a CPU"
     kind = DeviceType.CUDA if gpu else DeviceType.CPU
     some = [e for e in events if e.device_type == kind and not e.is_user_annotation]
     return [(e.name, e.time_range.elapsed_us() if gpu else e.self_cpu_time_total) for e in some]
 
-# %% ../nbs/14_bench.ipynb #14-079
+# %% ../nbs/14_bench.ipynb #14-083
 def tally(spans:list, seconds:float, steps:int=1, top:int=12) -> dict:
     "Shares of a step by kind, and the operators that take most; `seconds` is that of an unwatched step"
     names, kinds = {}, dict.fromkeys((*dict.fromkeys(("products", *KINDS)), "gaps"), 0.)
@@ -262,12 +262,12 @@ def tally(spans:list, seconds:float, steps:int=1, top:int=12) -> dict:
             for name, (count, took) in first]
     return dict(kinds=kinds, top=rows)
 
-# %% ../nbs/14_bench.ipynb #14-081
+# %% ../nbs/14_bench.ipynb #14-085
 def _short(name):
     "A kernel's name without what all of them have in front, and at most 70 letters of it"
     return re.sub(r"^void |at::native::|\(anonymous namespace\)::", "", name)[:70]
 
-# %% ../nbs/14_bench.ipynb #14-089
+# %% ../nbs/14_bench.ipynb #14-093
 def profile(step:Step, steps:int=3) -> dict:
     "What a step's operators take"
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")          # on a CPU it would mourn the missing GPU
@@ -280,14 +280,14 @@ def profile(step:Step, steps:int=3) -> dict:
     if not spans: raise RuntimeError("the profiler saw no kernels; the GPU's counters may be reserved for its owner")
     return dict(seconds=seconds, **tally(spans, seconds, steps))
 
-# %% ../nbs/14_bench.ipynb #14-091
+# %% ../nbs/14_bench.ipynb #14-095
 def profile_table(r:dict) -> str:
     "A profile as text"
     rows = [(t["name"], t["kind"], f"{t['share']:.1%}", f"{t['ms']:,.2f}", f"{t['calls']:,.0f}") for t in r["top"]]
     kinds = ", ".join(f"{name} {share:.1%}" for name, share in r["kinds"].items())
     return kinds + "\n" + aligned([("operator", "kind", "share", "ms/step", "calls/step"), *rows], 2)
 
-# %% ../nbs/14_bench.ipynb #14-097
+# %% ../nbs/14_bench.ipynb #14-101
 def _high_water() -> float|None:
     "Peak memory of this process so far in bytes, where the system tells"
     try: return 1024. * int(re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())[1])
@@ -296,7 +296,7 @@ def _high_water() -> float|None:
     except ImportError: return None
     return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)        # bytes on a Mac
 
-# %% ../nbs/14_bench.ipynb #14-099
+# %% ../nbs/14_bench.ipynb #14-103
 def warm(case:str, batch=0, calls=3, **switches) -> Step:
     "A step that has been taken a few times"
     step = Step(CASES[case](), batch, **switches)
@@ -304,7 +304,7 @@ def warm(case:str, batch=0, calls=3, **switches) -> Step:
     wait(step.device)
     return step
 
-# %% ../nbs/14_bench.ipynb #14-101
+# %% ../nbs/14_bench.ipynb #14-105
 def _peak(case, **switches):
     "What weights and two steps add to the peak of this process"
     case = CASES[case]()
@@ -312,7 +312,7 @@ def _peak(case, **switches):
     for _ in range(2): step()
     return before and _high_water() - before + weights
 
-# %% ../nbs/14_bench.ipynb #14-102
+# %% ../nbs/14_bench.ipynb #14-106
 def memory(case:str, **switches) -> float|None:
     "Peak bytes of a training step on a CPU, weights and optimiser included; None where it cannot be known"
     code = f"from imm_edu import bench; print(bench._peak({case!r}, **{switches}))"
@@ -320,7 +320,7 @@ def memory(case:str, **switches) -> float|None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=no_gpu)
     return float(done.stdout) if done.returncode == 0 and done.stdout.strip() != "None" else None
 
-# %% ../nbs/14_bench.ipynb #14-106
+# %% ../nbs/14_bench.ipynb #14-110
 def weigh(build, device):
     "What `build()` returns, and the bytes that a GPU's memory rose by meanwhile; None on a CPU"
     if not on_gpu(device): return build(), None
@@ -329,7 +329,7 @@ def weigh(build, device):
     wait(device)
     return built, float(torch.cuda.max_memory_allocated() - before)
 
-# %% ../nbs/14_bench.ipynb #14-118
+# %% ../nbs/14_bench.ipynb #14-122
 def peak_flops(device, n:int=0, kind=None, seconds:float=.5) -> float:
     "FLOPs per second of a large matrix product"
     fastest = dict(bf16=torch.bfloat16, fp16=torch.float16, fp32=torch.float32)
@@ -337,12 +337,12 @@ def peak_flops(device, n:int=0, kind=None, seconds:float=.5) -> float:
     a, b = (torch.randn(n, n, device=device, dtype=kind) for _ in range(2))
     return 2. * n**3 / min(take_turns(dict(product=lambda: a @ b), seconds, sync=partial(wait, device))["product"])
 
-# %% ../nbs/14_bench.ipynb #14-120
+# %% ../nbs/14_bench.ipynb #14-124
 def utilisation(images_s:float, flops:float, peak:float) -> float:
     "Share of the peak, for a forward pass of `flops` per image"
     return images_s * 4 * flops / peak
 
-# %% ../nbs/14_bench.ipynb #14-132
+# %% ../nbs/14_bench.ipynb #14-136
 def fitting(speed, batch:int) -> tuple[int, float]:
     "The batch, halved until it fits, and what `speed(batch)` says of it"
     while True:
@@ -351,7 +351,7 @@ def fitting(speed, batch:int) -> tuple[int, float]:
             if batch == 1: raise
         batch //= 2
 
-# %% ../nbs/14_bench.ipynb #14-133
+# %% ../nbs/14_bench.ipynb #14-137
 def best_batch(speed, batch:int, gain:float=.03, enough=lambda: False) -> dict:
     "Images per second at each batch that was tried: doubled while that pays, fits, and `enough()` does not say stop"
     batch, first = fitting(speed, batch)
@@ -363,7 +363,7 @@ def best_batch(speed, batch:int, gain:float=.03, enough=lambda: False) -> dict:
         if tried[batch] < (1 + gain) * tried[batch // 2]: break
     return tried
 
-# %% ../nbs/14_bench.ipynb #14-140
+# %% ../nbs/14_bench.ipynb #14-144
 class Budget:
     "Seconds, and how many of them are left"
     def __init__(self, seconds:float=math.inf): self.seconds, self.end = seconds, time.monotonic() + seconds
@@ -373,17 +373,17 @@ class Budget:
 
     def __str__(self): return "" if self.left == math.inf else f" ({max(self.left, 0):.0f} s left)"
 
-# %% ../nbs/14_bench.ipynb #14-143
+# %% ../nbs/14_bench.ipynb #14-147
 def not_run(case, variant, reason) -> dict: return dict(case=case, variant=variant, what="not run", reason=reason)
 
-# %% ../nbs/14_bench.ipynb #14-144
+# %% ../nbs/14_bench.ipynb #14-148
 def in_a_line(e:Exception) -> str:
     "What went wrong, without the page that compilers add"
     if isinstance(e, torch.OutOfMemoryError): return "out of memory"
     first = next((line.strip() for line in str(e).splitlines() if line.strip()), "")
     return f"{type(e).__name__}: {first}"[:150]
 
-# %% ../nbs/14_bench.ipynb #14-147
+# %% ../nbs/14_bench.ipynb #14-151
 def machine() -> dict:
     "What this was measured on, and how"
     about = surroundings()
@@ -392,7 +392,7 @@ def machine() -> dict:
     kept = ("gpu", "threads", "torch", "date", "commit", "command")
     return dict(cpu=cpu, cores=about["cpus"]) | {k: about[k] for k in kept}
 
-# %% ../nbs/14_bench.ipynb #14-150
+# %% ../nbs/14_bench.ipynb #14-154
 class Setting(NamedTuple):
     "What all measurements of a case share"
     case:str
@@ -403,7 +403,7 @@ class Setting(NamedTuple):
     flops:float       # of a forward pass of one image
     peak:float        # of the device, in FLOPs per second
 
-# %% ../nbs/14_bench.ipynb #14-152
+# %% ../nbs/14_bench.ipynb #14-156
 def measure(
     case:str,               # one of CASES
     seconds:float=20.,      # of timed training in each variant, at most
@@ -427,12 +427,12 @@ def measure(
     again = _say(f"{case}: peak of the device, again", budget, peak_flops, device)
     yield dict(case=case, variant="machine", what="peak", peak_flops=peak, afterwards=again)
 
-# %% ../nbs/14_bench.ipynb #14-154
+# %% ../nbs/14_bench.ipynb #14-158
 def _say(text, budget, f, *args, **kw):
     print(f"{text} ...{budget}", file=sys.stderr, flush=True)
     return f(*args, **kw)
 
-# %% ../nbs/14_bench.ipynb #14-156
+# %% ../nbs/14_bench.ipynb #14-160
 def _batches(how, runs):
     "Yields the search; returns the batch for all variants, and the best"
     eager = [name for name, on in runs.items() if "compile" not in on][-1]
@@ -448,7 +448,7 @@ def _batches(how, runs):
     yield dict(case=how.case, variant=eager, what="batch", tried=tried, best=best, common=common)
     return common, best
 
-# %% ../nbs/14_bench.ipynb #14-157
+# %% ../nbs/14_bench.ipynb #14-161
 def _search(how, on, enough):
     "Images per second by batch"
     step = Step(CASES[how.case](), **on)
@@ -460,13 +460,13 @@ def _search(how, on, enough):
 
 def _try_batch(how, batch): warm(how.case, batch, calls=2)
 
-# %% ../nbs/14_bench.ipynb #14-159
+# %% ../nbs/14_bench.ipynb #14-163
 def _release():
     "Memory that nobody uses any more goes back to the device"
     gc.collect()
     if torch.cuda.is_initialized(): torch.cuda.empty_cache()
 
-# %% ../nbs/14_bench.ipynb #14-161
+# %% ../nbs/14_bench.ipynb #14-165
 def _train(how, runs, batch):
     "Yields the speed of all variants; returns what stays ready, the plain step and the fastest, and the speeds"
     speed, stay = {}, {}
@@ -476,13 +476,13 @@ def _train(how, runs, batch):
         _release()
     return stay, speed
 
-# %% ../nbs/14_bench.ipynb #14-163
+# %% ../nbs/14_bench.ipynb #14-167
 def fastest(speed:dict, doubt:float=.03) -> str|None:
     "The highest rung whose best call is, up to a doubt, as fast as any"
     return next((name for name in reversed(speed) if speed[name]["best"] >= (1 - doubt) * max(
         r["best"] for r in speed.values())), None)
 
-# %% ../nbs/14_bench.ipynb #14-166
+# %% ../nbs/14_bench.ipynb #14-170
 def _lane(how, runs, batch, speed):
     "Yields how some variants train, adds to `speed`, and returns their steps"
     work, size, slowest = {}, {}, 0.
@@ -499,14 +499,14 @@ def _lane(how, runs, batch, speed):
     for name, step in work.items(): yield from _try(how, name, "phases", 4, step, phases)
     return work
 
-# %% ../nbs/14_bench.ipynb #14-168
+# %% ../nbs/14_bench.ipynb #14-172
 def _spare(how, what, need):
     "Refuse to begin what cannot be finished"
     if need > how.budget.left: raise TimeoutError(f"{what} takes about {need:.0f} s{how.budget}")
 
 def _layers(model): return sum(bool(m._parameters) for m in model.modules())
 
-# %% ../nbs/14_bench.ipynb #14-169
+# %% ../nbs/14_bench.ipynb #14-173
 def _ready(how, name, on, batch, need=0.):
     "Yields why a variant cannot run, if so; returns its step or None, and its memory"
     try:
@@ -520,13 +520,13 @@ def _ready(how, name, on, batch, need=0.):
     yield not_run(how.case, name, reason)
     return None, {}
 
-# %% ../nbs/14_bench.ipynb #14-170
+# %% ../nbs/14_bench.ipynb #14-174
 def _expected(how, name, step):
     "Returns the bytes that chapter 08 predicts, or yields why it cannot"
     try: return train.memory(step.training)
     except Exception as e: yield not_run(how.case, f"{name} prediction", in_a_line(e))
 
-# %% ../nbs/14_bench.ipynb #14-172
+# %% ../nbs/14_bench.ipynb #14-176
 def _result(how, name, what, batch, ours, plain, **more):
     "A row of the table"
     busy = utilisation(ours["images_s"], how.flops, how.peak)
@@ -534,19 +534,19 @@ def _result(how, name, what, batch, ours, plain, **more):
     versus = ratios(ours, plain) if plain else {}
     return dict(case=how.case, variant=name, what=what, batch=batch, **ours, **versus, **share, **more)
 
-# %% ../nbs/14_bench.ipynb #14-174
+# %% ../nbs/14_bench.ipynb #14-178
 def ratios(ours:dict, plain:dict) -> dict:
     "By how much one is faster than the other: in the median call and in the best"
     return dict(ratio=ours["images_s"] / plain["images_s"], best_ratio=ours["best"] / plain["best"])
 
-# %% ../nbs/14_bench.ipynb #14-177
+# %% ../nbs/14_bench.ipynb #14-181
 def _once(f, device):
     "Seconds that a call takes"
     start = time.perf_counter()
     f(); wait(device)
     return time.perf_counter() - start
 
-# %% ../nbs/14_bench.ipynb #14-178
+# %% ../nbs/14_bench.ipynb #14-182
 def _try(how, name, what, calls, step, f, *args):
     "Yields what f finds out about a step, which takes about so many calls of it, or why it does not"
     try:
@@ -558,14 +558,14 @@ def _try(how, name, what, calls, step, f, *args):
     _release()
     yield not_run(how.case, f"{name} {what}", reason)
 
-# %% ../nbs/14_bench.ipynb #14-180
+# %% ../nbs/14_bench.ipynb #14-184
 def _details(how, stay, speed, counts):
     "Yields the profile of the fastest variant, and the sampling of both"
     *_, name = stay
     yield from _try(how, name, "profile", 8, stay[name], profile)
     yield from _sampling(how, stay, counts)
 
-# %% ../nbs/14_bench.ipynb #14-182
+# %% ../nbs/14_bench.ipynb #14-186
 def _jumps(step, count):
     "A function that samples a batch in so many jumps"
     net = step.model.net
@@ -577,7 +577,7 @@ def _jumps(step, count):
             for _ in pushforward(step.ema, x, times): step.begin()
     return go
 
-# %% ../nbs/14_bench.ipynb #14-183
+# %% ../nbs/14_bench.ipynb #14-187
 def _first_jump(how, step):
     "Compiles and warms up; seconds of one jump"
     if step.mode:
@@ -585,7 +585,7 @@ def _first_jump(how, step):
         step.ema.net.compile(**step.mode)
     return [_once(_jumps(step, 1), how.device) for _ in range(4 if step.mode else 2)][-1]
 
-# %% ../nbs/14_bench.ipynb #14-185
+# %% ../nbs/14_bench.ipynb #14-189
 def _sampling(how, stay, counts):
     "Images per second with 1, 2, 4 and 8 steps, of the plain variant and of the fastest"
     work, jump = {}, 0.
@@ -597,7 +597,7 @@ def _sampling(how, stay, counts):
         try: yield from _sampled(how, work, n, 5 * n * jump)
         except Exception as e: yield not_run(how.case, f"sample {n}", in_a_line(e))
 
-# %% ../nbs/14_bench.ipynb #14-186
+# %% ../nbs/14_bench.ipynb #14-190
 def _sampled(how, work, n, need):
     _spare(how, "sampling", need)
     go = {name: _jumps(step, n) for name, step in work.items()}
@@ -607,7 +607,7 @@ def _sampled(how, work, n, need):
     for name, ours in speed.items():
         yield _result(how, name, "sample", work[name].batch, ours, speed.get("plain"), steps=n)
 
-# %% ../nbs/14_bench.ipynb #14-188
+# %% ../nbs/14_bench.ipynb #14-192
 def _at_best(how, runs, stay, speed, batch):
     "Yields speed and profile of the fastest variant at its best batch"
     *_, name = stay
@@ -622,7 +622,7 @@ def _at_best(how, runs, stay, speed, batch):
     yield _result(how, name, "best batch", step.batch, ours, speed.get("plain"), **size)
     yield from _try(how, name, "profile", 8, step, profile)
 
-# %% ../nbs/14_bench.ipynb #14-190
+# %% ../nbs/14_bench.ipynb #14-194
 def _line(r):
     size = [f"{r[k]/1e6:,.0f}" if r.get(k) else "" for k in ("bytes", "predicted")]
     ratio = [f"{r[k]:.2f}x" if k in r else "" for k in ("ratio", "best_ratio")]
@@ -631,7 +631,7 @@ def _line(r):
     return (r["case"], what, r["variant"], f"{r['batch']}", f"{r['images_s']:,.2f}", f"{r['best']:,.2f}", *ratio,
             f"{r['calls']}", *size, share)
 
-# %% ../nbs/14_bench.ipynb #14-191
+# %% ../nbs/14_bench.ipynb #14-195
 HEAD = ("case", "what", "variant", "batch", "images/s", "best", "ratio", "best", "calls", "MB", "predicted", "MFU")
 
 def _note(r):
@@ -643,7 +643,7 @@ def _note(r):
     tried = ", ".join(f"{speed:,.0f} at {batch}" for batch, speed in r["tried"].items())
     return f"{r['case']}, {r['variant']}: images/s by batch {tried}; all variants at {r['common']}"
 
-# %% ../nbs/14_bench.ipynb #14-193
+# %% ../nbs/14_bench.ipynb #14-197
 def table(results:list) -> str:
     "Measurements as text"
     kind = lambda *names: [r for r in results if r["what"] in names]
@@ -653,7 +653,7 @@ def table(results:list) -> str:
     notes = map(_note, kind("batch", "peak", "not run"))
     return "\n".join([speeds, "", aligned([("case", "variant", *PHASES), *parts], 2), "", *profiles, *notes])
 
-# %% ../nbs/14_bench.ipynb #14-212
+# %% ../nbs/14_bench.ipynb #14-216
 class Parser(argparse.ArgumentParser):
     "A command's arguments: a slip is told in one line, and help fits 100 columns"
     def __init__(self, *args, examples="", **kw):
@@ -662,7 +662,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message): self.exit(2, f"{self.prog}: {message} ({self.prog} --help tells more)\n")
 
-# %% ../nbs/14_bench.ipynb #14-213
+# %% ../nbs/14_bench.ipynb #14-217
 EXAMPLES = """examples:
   imm-edu bench                            the digits, about two minutes
   imm-edu bench dit-s4 unet --seconds 60   two cases, a minute for each variant
@@ -681,7 +681,7 @@ def _arguments(prog):
     p.add_argument("--out", type=Path, metavar="DIR", help="write each measurement to a file there")
     return p
 
-# %% ../nbs/14_bench.ipynb #14-215
+# %% ../nbs/14_bench.ipynb #14-219
 def _here(case, args):
     "Measure a case in this process; yields results with the machine's description"
     about = machine()
@@ -689,7 +689,7 @@ def _here(case, args):
         if args.out: _write(args.out, result | about)
         yield result | about
 
-# %% ../nbs/14_bench.ipynb #14-217
+# %% ../nbs/14_bench.ipynb #14-221
 def _child(case, command, seconds=math.inf):
     "Results that a command prints as lines of JSON, while it may run"
     p = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -703,7 +703,7 @@ def _child(case, command, seconds=math.inf):
             yield not_run(case, "the rest", f"stopped after {seconds:.0f} s" if late else f"exit code {code}")
     finally: end.cancel(); p.kill()
 
-# %% ../nbs/14_bench.ipynb #14-223
+# %% ../nbs/14_bench.ipynb #14-227
 NEEDS = {"digits": 1, "dit-s4": 2, "unet": 5, "coffee": 3}
 
 def shares(cases:list, left) -> list:
@@ -711,7 +711,7 @@ def shares(cases:list, left) -> list:
     for i, case in enumerate(cases):
         yield left() * NEEDS.get(case, 1) / sum(NEEDS.get(c, 1) for c in cases[i:])
 
-# %% ../nbs/14_bench.ipynb #14-225
+# %% ../nbs/14_bench.ipynb #14-229
 def _apart(cases, args):
     "Measure each case in a process of its own"
     budget = Budget(60 * args.minutes or math.inf)
@@ -722,7 +722,7 @@ def _apart(cases, args):
         command = [sys.executable, "-m", "imm_edu.bench", case, *rest, *limit]
         yield from _child(case, command, min(1.25 * share, budget.left))
 
-# %% ../nbs/14_bench.ipynb #14-227
+# %% ../nbs/14_bench.ipynb #14-231
 def main(argv=None, prog="python -m imm_edu.bench") -> int:
     "Measure, and print JSON lines and a table"
     p = _arguments(prog)
@@ -739,7 +739,7 @@ def main(argv=None, prog="python -m imm_edu.bench") -> int:
     print("\n" + table(results))
     return 0 if any(r["what"] == "train" for r in results) else 1
 
-# %% ../nbs/14_bench.ipynb #14-229
+# %% ../nbs/14_bench.ipynb #14-233
 def _write(folder, result):
     words = (result["case"], result["what"], str(result.get("steps", "")), result["variant"])
     folder.mkdir(parents=True, exist_ok=True)

@@ -190,7 +190,8 @@ def _masks(model, x, seed):
     "Dropout masks from `seed`, leaving the global random numbers as they were"
     if not model.training: yield; return
     with torch.random.fork_rng([x.device] if x.is_cuda else []):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
+        if x.is_cuda: torch.cuda.default_generators[x.device.index].manual_seed(seed)
         yield
 
 # %% ../nbs/06_objective.ipynb #06-081

@@ -227,7 +227,7 @@ def test_two_processes(tmp_path):
                               env={**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"})
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout, pretrained.load(tmp_path / name)
-    said, two = train_with("two", "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29533")
+    said, two = train_with("two", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     assert said.count("samples   ") == said.count("model     ") == 1
     _, one = train_with("one")
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(one.parameters(), two.parameters())), "the same weights"

@@ -71,16 +71,13 @@ def test_a_second_call_does_not_install_again():
 
 def test_import_is_light():
     code = """
-import sys, time, torch
-start = time.perf_counter()
+import sys, torch
+with_torch = set(sys.modules)
 import imm_edu, imm_edu.mixture, imm_edu.flow, imm_edu.mmd, imm_edu.precond
-seconds = time.perf_counter() - start
-heavy = {"matplotlib", "IPython", "ipywidgets", "nbdev", "fastcore", "jupyterlab", "PIL", "sklearn"} & set(sys.modules)
-print(seconds, *sorted(heavy))
+print(*sorted(m for m in set(sys.modules) - with_torch if m.split(".")[0] != "imm_edu"))
 """
-    seconds, *heavy = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=house.ROOT).stdout.split()
-    assert not heavy, f"importing the library pulls in {heavy}, which only notebooks need"
-    assert float(seconds) < .3, f"importing the library takes {seconds} s beyond torch"
+    others = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=house.ROOT).stdout.split()
+    assert not others, f"beyond torch and the library itself, importing the library pulls in {others}"
 
 
 def test_package_holds_the_library_and_nothing_else(tmp_path):

@@ -33,7 +33,7 @@ def test_killed_at_random_moments(tmp_path, capsys):
 
 def test_two_processes_compute_the_losses_of_one(tmp_path):
     python("losses", tmp_path / "one.json", OMP_NUM_THREADS="1")
-    launcher = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29511")
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     python("losses", tmp_path / "two.json", launcher=launcher, OMP_NUM_THREADS="1")
     one, two = (json.loads((tmp_path / f"{n}.json").read_text()) for n in ("one", "two"))
     assert (one["processes"], two["processes"]) == (1, 2)
