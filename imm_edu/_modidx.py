@@ -553,6 +553,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                     'imm_edu.pretrained._load_folder': ('pretrained.html#_load_folder', 'imm_edu/pretrained.py'),
                                     'imm_edu.pretrained._memoize': ('pretrained.html#_memoize', 'imm_edu/pretrained.py'),
                                     'imm_edu.pretrained._misfits': ('pretrained.html#_misfits', 'imm_edu/pretrained.py'),
+                                    'imm_edu.pretrained._name': ('pretrained.html#_name', 'imm_edu/pretrained.py'),
                                     'imm_edu.pretrained._naming': ('pretrained.html#_naming', 'imm_edu/pretrained.py'),
                                     'imm_edu.pretrained._network_config': ('pretrained.html#_network_config', 'imm_edu/pretrained.py'),
                                     'imm_edu.pretrained._ordered': ('pretrained.html#_ordered', 'imm_edu/pretrained.py'),

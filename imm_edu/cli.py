@@ -182,10 +182,11 @@ def _views(args, recipe, preset):
 # %% ../nbs/15_cli.ipynb #15-047
 def _leave(training, preset, folder):
     "The model and a picture, and where they are"
-    pretrained.save(training.ema, folder)
-    n, label = sheet(training.ema)
+    model = preset.jumps(training.ema)
+    pretrained.save(model, folder)
+    n, label = sheet(model)
     how = {k: v for k, v in preset.sampling.items() if k in ("steps", "guidance", "grid")}
-    path = write_picture(picture(draw(preset.jumps(training.ema), n, label=label, **how)), Path(folder) / "samples.png")
+    path = write_picture(picture(draw(model, n, label=label, **how)), Path(folder) / "samples.png")
     print(f"model     {folder}    (pretrained.load({str(folder)!r}), after {training.step:,} steps)\n"
           f"samples   {path}    ({', '.join(f'{k} {v}' for k, v in how.items())})\n"
           f"next      imm-edu eval {folder}")
@@ -197,10 +198,11 @@ def load(name):
     if recipe and not (folder / "config.json").is_file():
         saved = Run(folder).saved()
         if not saved: raise FileNotFoundError(f"the run in {folder} has no checkpoint yet; try again later")
-        model = preset_of(recipe).model()
+        preset = preset_of(recipe)
+        model = preset.model()
         model.load_state_dict(read_checkpoint(saved[0])["ema"])
+        model = preset.jumps(model)
     else: model = pretrained.load(name)
-    if recipe: model = preset_of(recipe).jumps(model)
     return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
 # %% ../nbs/15_cli.ipynb #15-051

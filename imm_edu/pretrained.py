@@ -3,9 +3,10 @@
 # %% auto #0
 __all__ = ['PLAIN', 'NUMPY', 'DTYPES', 'STORAGES', 'VALUES', 'CALLS', 'KINDS', 'BUDGET', 'ENDS', 'CONSTANTS', 'TUPLES', 'GATHER',
            'GET', 'MEMO', 'PUSH', 'DO', 'MAGIC', 'AGAIN', 'DAMAGE', 'SETTINGS', 'SONGUNET', 'DIT', 'NETWORKS',
-           'DEFAULT', 'ALWAYS', 'INIT', 'FILLS', 'FLOWS', 'SECOND', 'PARAMS', 'OURS', 'HUB', 'LICENCE', 'RELEASED',
-           'Unreadable', 'Refused', 'Kind', 'Obj', 'Storage', 'Stored', 'Call', 'Span', 'Machine', 'one', 'two', 'four',
-           'eight', 'read', 'released', 'rebuild', 'describe', 'save', 'load', 'push_to_hub']
+           'DEFAULT', 'ALWAYS', 'INIT', 'FILLS', 'FLOWS', 'SECOND', 'PARAMS', 'OURS', 'MODELS', 'METHODS', 'HUB',
+           'LICENCE', 'RELEASED', 'Unreadable', 'Refused', 'Kind', 'Obj', 'Storage', 'Stored', 'Call', 'Span',
+           'Machine', 'one', 'two', 'four', 'eight', 'read', 'released', 'rebuild', 'describe', 'save', 'load',
+           'push_to_hub']
 
 # %% ../nbs/12_pretrained.ipynb #12-002
 import errno, io, json, math, re, struct, zipfile
@@ -20,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from .dit import DiT
 from .flow import OTFM, Cosine
 from .precond import IMM
+from .sample import Euler, ToEnd
 from .train import beside
 from .unet import UNet
 
@@ -692,19 +694,23 @@ def _without_dropout_row(config, weights):
 
 # %% ../nbs/12_pretrained.ipynb #12-172
 OURS = {"UNet": UNet, "DiT": DiT}
+MODELS = {"IMM": IMM, "Euler": Euler, "ToEnd": ToEnd}
 
+def _name(v, known):
+    "By which a folder knows a network or a model"
+    name = type(v).__name__
+    if known.get(name) is type(v): return name
+    raise TypeError(f"a folder can hold {', '.join(known)}; this is a {name}. Save its state_dict with torch.save")
+
+# %% ../nbs/12_pretrained.ipynb #12-173
 def describe(model:IMM) -> dict:
     "A model's settings as plain values"
-    kind = type(model.net).__name__
-    if OURS.get(kind) is not type(model.net):
-        raise TypeError(f"only models around {' and '.join(OURS)} can be saved as a folder; this one has a {kind}. "
-                        f"Save its state_dict with torch.save")
     return dict(
-        format="imm_edu 1", network=kind, net=model.net.config, flow=type(model.flow).__name__,
-        param=model.param.name, second_time=model.second_time,
+        format="imm_edu 1", model=_name(model, MODELS), network=_name(model.net, OURS), net=model.net.config,
+        flow=type(model.flow).__name__, param=model.param.name, second_time=model.second_time,
         sigma_d=model.sigma_d, eps=model.eps, T=model.T, time_scale=model.time_scale)
 
-# %% ../nbs/12_pretrained.ipynb #12-174
+# %% ../nbs/12_pretrained.ipynb #12-175
 def save(
     model:IMM,  # around a DiT or a UNet
     folder,     # made if it is not there; an older model in it is replaced
@@ -722,28 +728,30 @@ def save(
     if not card.exists(): card.write_text(_card(model), encoding="utf-8")
     return folder
 
-# %% ../nbs/12_pretrained.ipynb #12-175
+# %% ../nbs/12_pretrained.ipynb #12-176
+METHODS = {IMM: ("Inductive Moment Matching", 2), Euler: ("Flow matching", 50), ToEnd: ("Consistency training", 2)}
+
 def _card(model):
     "A model card: what this is, and how to use it"
-    c, count = model.net.config, sum(p.numel() for p in model.parameters())
+    c, count, (method, steps) = model.net.config, sum(p.numel() for p in model.parameters()), METHODS[type(model)]
     label, classes = (", label=0", f", {model.classes} classes") if model.classes else ("", "")
     return f"""---
 library_name: imm_edu
 pipeline_tag: unconditional-image-generation
-tags: [inductive-moment-matching, few-step-sampling]
+tags: [{method.lower().replace(" ", "-")}]
 ---
-# Inductive Moment Matching, {c["size"]} x {c["size"]}, {c["channels"]} channels
+# {method}, {c["size"]} x {c["size"]}, {c["channels"]} channels
 
 {model.extra_repr()}; {type(model.net).__name__} with {count:,} parameters{classes}.
 
     from imm_edu import pretrained, sample
     model = pretrained.load("this folder, or its name on the Hub")
-    images = sample.sample(model, 16, steps=2{label})
+    images = sample.sample(model, 16, steps={steps}{label})
 
-Method: Zhou, Ermon and Song, Inductive Moment Matching, ICML 2025, arXiv 2503.07565.
+The method and its neighbours: Zhou, Ermon and Song, Inductive Moment Matching, ICML 2025, arXiv 2503.07565.
 """
 
-# %% ../nbs/12_pretrained.ipynb #12-177
+# %% ../nbs/12_pretrained.ipynb #12-178
 def _read_folder(folder):
     "The settings and weights in a folder"
     from safetensors import SafetensorError
@@ -757,7 +765,7 @@ def _read_folder(folder):
         try: return config, load_file(folder / "model.safetensors")
         except SafetensorError as e: raise Unreadable(f"is damaged or incomplete ({e})") from None
 
-# %% ../nbs/12_pretrained.ipynb #12-178
+# %% ../nbs/12_pretrained.ipynb #12-179
 def _load_folder(folder):
     "A model from a folder that `save` wrote"
     folder = Path(folder)
@@ -768,18 +776,18 @@ def _load_folder(folder):
         net = _empty(_choice(c, "network", OURS), c["net"], weights)
         flow = _choice(c, "flow", dict(OTFM=OTFM, Cosine=Cosine))()
         numbers = {k: _real(c, k, None) for k in ("sigma_d", "eps", "T", "time_scale")}
-        model = IMM(net, flow, c.get("param"), c.get("second_time"), **numbers)
+        kind, model = _choice(c, "model", MODELS), IMM(net, flow, c.get("param"), c.get("second_time"), **numbers)
         _fill(net, {k: k for k in net.state_dict()}, weights)
-    return model.eval()
+    return (model if kind is IMM else kind(model)).eval()
 
-# %% ../nbs/12_pretrained.ipynb #12-191
+# %% ../nbs/12_pretrained.ipynb #12-195
 HUB = "lumaai/imm"
 LICENCE = f"""The released IMM weights ({HUB}) are licensed for research only: no commercial use, no deployment in
 products, nothing harmful. Known limits: they make images of the size they were trained on, inherit the biases of
 their data, and generalise poorly to other domains. Read the conditions at https://huggingface.co/{HUB} before you
 use them."""
 
-# %% ../nbs/12_pretrained.ipynb #12-192
+# %% ../nbs/12_pretrained.ipynb #12-196
 _XL = dict(
     model_type="DiT", img_resolution=32, img_channels=4, noise_schedule="fm", f_type="euler_fm", eps=0., T=.994)
 RELEASED = {
@@ -789,7 +797,7 @@ RELEASED = {
     "imagenet256_ts_a2": _XL | dict(temb_type="stride"),
     "imagenet256_s_a1": _XL | dict(temb_type="identity")}
 
-# %% ../nbs/12_pretrained.ipynb #12-194
+# %% ../nbs/12_pretrained.ipynb #12-198
 _told = set()
 
 def _by_hand(repo, file):
@@ -800,7 +808,7 @@ def _by_hand(repo, file):
     return (f"Fetch {site}/config.json and {site}/model.safetensors by other means, put both into one folder, say "
             f"{here / Path(repo).name}, and load that folder")
 
-# %% ../nbs/12_pretrained.ipynb #12-195
+# %% ../nbs/12_pretrained.ipynb #12-199
 def _download(repo, file):
     "The path of a file from the Hub, fetched unless it is in the cache"
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
@@ -813,7 +821,7 @@ def _download(repo, file):
         raise ConnectionError(f"could not fetch {file} of {repo} from the Hugging Face Hub ({type(e).__name__}). "
                               f"{_by_hand(repo, file)}") from e
 
-# %% ../nbs/12_pretrained.ipynb #12-197
+# %% ../nbs/12_pretrained.ipynb #12-201
 def _load_file(path, settings=None):
     "A model from a released checkpoint, or from weights alone with settings"
     with _naming(path):
@@ -826,7 +834,7 @@ def _load_file(path, settings=None):
                              f"one of {', '.join(RELEASED)}")
         return rebuild(settings, weights)
 
-# %% ../nbs/12_pretrained.ipynb #12-199
+# %% ../nbs/12_pretrained.ipynb #12-203
 def load(
     path_or_name,        # a released file (.pkl, .pt), a folder of ours, a name in RELEASED, or "owner/name" (Hub)
     settings:dict=None,  # for a file with weights alone: the released constructor's arguments
@@ -842,7 +850,7 @@ def load(
     raise FileNotFoundError(f"there is no file or folder {name}, and no released model of that name; known are "
                             f"{', '.join(RELEASED)}, or owner/name on the Hub")
 
-# %% ../nbs/12_pretrained.ipynb #12-208
+# %% ../nbs/12_pretrained.ipynb #12-212
 def push_to_hub(
     model:IMM,                       # around a DiT or a UNet
     repo:str,                        # "owner/name"; made if it is not there
