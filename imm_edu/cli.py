@@ -145,7 +145,7 @@ def _tell(self, record):
 
 # %% ../nbs/15_cli.ipynb #15-040
 def _draw(self, training):
-    model = preset_of(self.recipe).jumps(training.ema)
+    model = sample.as_trained(training.ema, training.objective)
     n, label = sheet(model)
     for steps in (1, 2):
         try: write_picture(picture(draw(model, n, steps, label)), _place(self.folder, training.step, steps))
@@ -182,7 +182,7 @@ def _views(args, recipe, preset):
 # %% ../nbs/15_cli.ipynb #15-047
 def _leave(training, preset, folder):
     "The model and a picture, and where they are"
-    model = preset.jumps(training.ema)
+    model = sample.as_trained(training.ema, training.objective)
     pretrained.save(model, folder)
     n, label = sheet(model)
     how = {k: v for k, v in preset.sampling.items() if k in ("steps", "guidance", "grid")}
@@ -201,7 +201,7 @@ def load(name):
         preset = preset_of(recipe)
         model = preset.model()
         model.load_state_dict(read_checkpoint(saved[0])["ema"])
-        model = preset.jumps(model)
+        model = sample.as_trained(model, preset.make_objective())
     else: model = pretrained.load(name)
     return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -319,7 +319,7 @@ def _marks(times, record, step): return int(times * record.progress * step / rec
 
 # %% ../nbs/15_cli.ipynb #15-072
 def _score_now(self, training, record):
-    model = self.preset.jumps(training.ema)
+    model = sample.as_trained(training.ema, training.objective)
     row = judged(model, self.train, self.test, self.net, self.n)
     about = dict(step=record.step, seconds=round(training.seconds, 1), images=record.step * training.config.batch)
     lines = [json.dumps(about | dict(steps=k) | row(k)) for k in _counts(self.preset)]

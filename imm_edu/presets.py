@@ -17,7 +17,6 @@ from .dit import SIZES, DiT
 from .flow import OTFM, Cosine
 from .objective import Consistency, FlowMatching, Objective
 from .precond import IMM
-from .sample import Euler, ToEnd
 from .train import Config
 from .unet import UNet
 
@@ -86,43 +85,36 @@ def _loss(name):
     if name not in LOSSES: raise ValueError(f"loss {name!r} is unknown; choose one of {', '.join(LOSSES)}")
     return LOSSES[name]
 
-# %% ../nbs/11_presets.ipynb #11-019
-def _jumps(self, model) -> IMM:
-    "The trained model as samplers should see it"
-    return dict(flow_matching=Euler, consistency=ToEnd).get(self.objective.get("loss"), lambda m: m)(model)
-
-Preset.jumps = _jumps
-
-# %% ../nbs/11_presets.ipynb #11-020
+# %% ../nbs/11_presets.ipynb #11-018
 def _config(self, **changes) -> Config:
     "How to train; fields given here come before the preset's"
     return Config(**{**self.train, **changes})
 
 Preset.make_objective, Preset.config = _make_objective, _config
 
-# %% ../nbs/11_presets.ipynb #11-022
+# %% ../nbs/11_presets.ipynb #11-020
 PRESETS = {}
 
 def _add(name, about, **parts): PRESETS[name] = Preset(name, about, **parts)
 
-# %% ../nbs/11_presets.ipynb #11-024
+# %% ../nbs/11_presets.ipynb #11-022
 def names() -> tuple:
     "What `get` knows"
     return tuple(PRESETS)
 
-# %% ../nbs/11_presets.ipynb #11-025
+# %% ../nbs/11_presets.ipynb #11-023
 def _near(word, known):
     close = difflib.get_close_matches(word, known, 1)
     return f"did you mean {close[0]}? " if close else ""
 
-# %% ../nbs/11_presets.ipynb #11-026
+# %% ../nbs/11_presets.ipynb #11-024
 def get(name:str) -> Preset:
     "A preset by name"
     if name not in PRESETS:
         raise ValueError(f"preset {name!r} is unknown; {_near(str(name), PRESETS)}There are {', '.join(PRESETS)}")
     return PRESETS[name]
 
-# %% ../nbs/11_presets.ipynb #11-028
+# %% ../nbs/11_presets.ipynb #11-026
 for _name in ("checkerboard", "moons", "gaussians", "spiral"):
     _add(f"toy-{_name}", f"{_name} in the plane, trained in under a minute on a CPU",
          data=("toy", dict(name=_name)),
@@ -132,7 +124,7 @@ for _name in ("checkerboard", "moons", "gaussians", "spiral"):
          train=dict(steps=1500, batch=512, lr=4e-3, schedule="cosine", warmup=20, betas=(.9, .99), ema=.998),
          sampling=dict(steps=2))
 
-# %% ../nbs/11_presets.ipynb #11-030
+# %% ../nbs/11_presets.ipynb #11-028
 _add("digits", "handwritten digits of 8x8 pixels by class, trained in minutes on a CPU",
      data=("digits", {}),
      net=("DiT", dict(size=8, channels=1, patch=2, width=96, depth=3, heads=4, classes=10)),
@@ -141,10 +133,10 @@ _add("digits", "handwritten digits of 8x8 pixels by class, trained in minutes on
      train=dict(steps=3000, batch=64, lr=3e-3, schedule="cosine", betas=(.9, .99), ema=.9995),
      sampling=dict(steps=2, guidance=1.5))
 
-# %% ../nbs/11_presets.ipynb #11-040
+# %% ../nbs/11_presets.ipynb #11-038
 PAPER = dict(batch=4096, lr=1e-4, betas=(.9, .999), adam_eps=1e-8, weight_decay=0., ema=.9999, precision="tf32")
 
-# %% ../nbs/11_presets.ipynb #11-042
+# %% ../nbs/11_presets.ipynb #11-040
 _add("cifar10-paper", "the paper's CIFAR-10 run",
      data=("cifar10", dict(flip=True, augment=.12)),
      net=("UNet", dict(size=32, channels=3, width=128, mults=[2, 2, 2], blocks=4, attention=[16], dropout=.2,
@@ -154,7 +146,7 @@ _add("cifar10-paper", "the paper's CIFAR-10 run",
      train=dict(steps=400_000, optimiser="radam", **PAPER),
      sampling=dict(steps=2, grid="eta"))
 
-# %% ../nbs/11_presets.ipynb #11-044
+# %% ../nbs/11_presets.ipynb #11-042
 def _pictures(size, width, blocks, attention, dropout=0., **train):
     return dict(
         data=("cifar10", dict(size=size, flip=True)),
@@ -165,7 +157,7 @@ def _pictures(size, width, blocks, attention, dropout=0., **train):
         train=dict(schedule="cosine", betas=(.9, .99), precision="auto", **train),
         sampling=dict(steps=2, guidance=1.5))
 
-# %% ../nbs/11_presets.ipynb #11-045
+# %% ../nbs/11_presets.ipynb #11-043
 _add("cifar10-laptop", "CIFAR-10 at 16x16 by class, under an hour on two CPU cores",
      **_pictures(16, 32, 1, 8, steps=10_000, batch=16, lr=2e-3, warmup=200, ema=.9995))
 _add("cifar10-coffee", "CIFAR-10 by class, 20 minutes on an H100-class GPU",
@@ -174,7 +166,7 @@ _add("cifar10-evening", "CIFAR-10 by class, ten hours on one card of 24 GB",
      **_pictures(32, 128, 2, 16, dropout=.1, minutes=600, batch=512, accumulate=2, lr=5e-4, warmup=1000, ema=.9999,
                  compile=True))
 
-# %% ../nbs/11_presets.ipynb #11-047
+# %% ../nbs/11_presets.ipynb #11-045
 def _imagenet(size, second_time="s", a=1, gap=0., **train):
     width, depth, heads = SIZES[size]
     return dict(
@@ -185,20 +177,20 @@ def _imagenet(size, second_time="s", a=1, gap=0., **train):
         train={**dict(steps=1_200_000, optimiser="adamw"), **PAPER, **train},
         sampling=dict(steps=8, grid="uniform", guidance=1.5))
 
-# %% ../nbs/11_presets.ipynb #11-048
+# %% ../nbs/11_presets.ipynb #11-046
 for _size in SIZES:
     _add(f"imagenet256-{_size.lower()}", f"the paper's ImageNet-256 run of DiT-{_size}/2 on encoded latents",
          **_imagenet(_size))
 _add("imagenet256-xl-stride", "the paper's best ImageNet-256 run: DiT-XL/2 told t-s, a = 2, in fp16",
      **_imagenet("XL", "t-s", a=2, gap=1e-4, precision="fp16"))
 
-# %% ../nbs/11_presets.ipynb #11-059
+# %% ../nbs/11_presets.ipynb #11-057
 class Cost(NamedTuple):
     "Of a network"
     parameters:int   # trained numbers
     flops:int        # of one sample's forward pass; a multiply-add is two
 
-# %% ../nbs/11_presets.ipynb #11-061
+# %% ../nbs/11_presets.ipynb #11-059
 def forward_flops(net) -> int:
     "FLOPs of the matrix products and convolutions in one sample's forward pass"
     where = next(net.parameters()).device
@@ -207,10 +199,10 @@ def forward_flops(net) -> int:
     with FlopCounterMode(display=False) as counter, torch.no_grad(): net(x, time, time, None)
     return counter.get_total_flops()
 
-# %% ../nbs/11_presets.ipynb #11-063
+# %% ../nbs/11_presets.ipynb #11-061
 _COSTS = {}
 
-# %% ../nbs/11_presets.ipynb #11-064
+# %% ../nbs/11_presets.ipynb #11-062
 def _cost(self) -> Cost:
     "Parameters and FLOPs, counted without memory or arithmetic, and once for the same network"
     key = repr(self.net)
@@ -221,32 +213,32 @@ def _cost(self) -> Cost:
 
 Preset.cost = _cost
 
-# %% ../nbs/11_presets.ipynb #11-076
+# %% ../nbs/11_presets.ipynb #11-074
 def _budget(c):
     limits = [f"{c.steps:,} steps" if c.steps else "", f"{c.minutes:g} min" if c.minutes else ""]
     return " or ".join(filter(None, limits))
 
-# %% ../nbs/11_presets.ipynb #11-078
+# %% ../nbs/11_presets.ipynb #11-076
 def _row(p):
     cost, c, o = p.cost(), p.config(), p.make_objective()
     run = f"{4. * cost.flops * c.batch * c.steps:.1e}" if c.steps else ""
     return (p.name, p.data[0], p.net[0], f"{cost.parameters/1e6:,.2f} M", f"{cost.flops/1e9:,.4g}", f"{c.batch:,}",
             _budget(c), str(o.k), f"{o.a:g}", f"{o.b:g}", run)
 
-# %% ../nbs/11_presets.ipynb #11-079
+# %% ../nbs/11_presets.ipynb #11-077
 def aligned(rows, left=1) -> str:
     "Rows of words as lines; the first `left` columns start flush left, the others end flush right"
     widths = [max(map(len, column)) for column in zip(*rows)]
     pad = lambda i, v: v.ljust(widths[i]) if i < left else v.rjust(widths[i])
     return "\n".join("  ".join(pad(i, v) for i, v in enumerate(row)).rstrip() for row in rows)
 
-# %% ../nbs/11_presets.ipynb #11-081
+# %% ../nbs/11_presets.ipynb #11-079
 def overview() -> str:
     "All presets as a table; GFLOP are those of one image's forward pass, FLOP those of the run"
     head = ("preset", "data", "network", "parameters", "GFLOP", "batch", "budget", "k", "a", "b", "FLOP")
     return aligned([head, *map(_row, PRESETS.values())], left=3)
 
-# %% ../nbs/11_presets.ipynb #11-084
+# %% ../nbs/11_presets.ipynb #11-082
 def _text(self):
     "All values, in lines of at most 98 characters"
     def options(d): return "  ".join(f"{k}={v}" for k, v in d.items())
@@ -259,10 +251,10 @@ def _text(self):
 
 Preset.__repr__ = Preset.__str__ = _text
 
-# %% ../nbs/11_presets.ipynb #11-093
+# %% ../nbs/11_presets.ipynb #11-091
 PLACES = ("train", "objective", "net", "wrap", "data", "sampling")
 
-# %% ../nbs/11_presets.ipynb #11-094
+# %% ../nbs/11_presets.ipynb #11-092
 def _known(self, place):
     "The options of a part"
     names = lambda f: [n for n in inspect.signature(f).parameters if n not in ("self", "root", "split")]
@@ -271,7 +263,7 @@ def _known(self, place):
     if place in ("data", "net"): return names(dict(data=DATA, net=NETS)[place][getattr(self, place)[0]])
     return names(Config) if place == "train" else ["loss", *names(_loss(self.objective.get("loss", "imm")))]
 
-# %% ../nbs/11_presets.ipynb #11-096
+# %% ../nbs/11_presets.ipynb #11-094
 def _find(self, name:str) -> tuple:
     "The part that an option belongs to, and the option: from `lr`, or from `train.lr`"
     place, dot, option = name.rpartition(".")
@@ -284,7 +276,7 @@ def _find(self, name:str) -> tuple:
     raise ValueError(f"{self.name} has no option {name!r}; {_near(option, known)}Options are those of train.Config, "
                      f"objective.{loss}, IMM, {self.net[0]}, the data and the sampler")
 
-# %% ../nbs/11_presets.ipynb #11-098
+# %% ../nbs/11_presets.ipynb #11-096
 def _changed(self, **changes) -> Preset:
     "The preset with other values, e.g. `changed(lr=1e-4, width=128)`, or `changed(**{'sampling.steps': 4})`"
     if (loss := changes.get("loss", changes.get("objective.loss"))) not in (None, self.objective.get("loss", "imm")):

@@ -439,15 +439,22 @@ def _block(x, title, side=200):
     picture.thumbnail((side, side))                    # shrinks what is still too large
     return _titled(picture, title)
 
-# %% ../nbs/13_show.ipynb #13-132
+# %% ../nbs/13_show.ipynb #13-133
+def _drawn(self, steps):
+    from imm_edu.sample import as_trained
+    return self.draw(as_trained(self.training.ema, self.training.objective), steps)
+
+Live._drawn = _drawn
+
+# %% ../nbs/13_show.ipynb #13-134
 def _draw_samples(self):
-    drawn = {steps: self.draw(self.training.ema, steps) for steps in (1, 2, 4, 8)}
+    drawn = {steps: self._drawn(steps) for steps in (1, 2, 4, 8)}
     blocks = [_block(x, f"{k} step" + "s"*(k > 1)) for k, x in drawn.items() if x is not None]
     if blocks: self.pictures[1] = _joined(blocks)
 
 Live._draw_samples = _draw_samples
 
-# %% ../nbs/13_show.ipynb #13-134
+# %% ../nbs/13_show.ipynb #13-136
 def _start(self, training, record):
     "The first step of a run, or of its continuation"
     self.training, self.note, self.began, self.running = training, "", time.perf_counter(), True
@@ -458,16 +465,16 @@ def _start(self, training, record):
 
 Live._start = _start
 
-# %% ../nbs/13_show.ipynb #13-135
+# %% ../nbs/13_show.ipynb #13-137
 def _size_up(self):
     "Wait with the samples for as long as they are worth"
     start = time.perf_counter()
-    self.draw(self.training.ema, 1)
+    self._drawn(1)
     self.samples.wait_for(15 * (time.perf_counter() - start))
 
 Live._size_up = _size_up
 
-# %% ../nbs/13_show.ipynb #13-137
+# %% ../nbs/13_show.ipynb #13-139
 def _show(self, first):
     if self.text: return self.lines()
     self.status(first)
@@ -476,7 +483,7 @@ def _show(self, first):
 
 Live._show = _show
 
-# %% ../nbs/13_show.ipynb #13-138
+# %% ../nbs/13_show.ipynb #13-140
 def _display(self):
     "Put the window on the page"
     self.button.disabled, self.button.description = False, "Stop"
@@ -485,7 +492,7 @@ def _display(self):
 
 Live._display = _display
 
-# %% ../nbs/13_show.ipynb #13-140
+# %% ../nbs/13_show.ipynb #13-142
 def _finish(self):
     "The last state, in full"
     self.running, word = False, "done" if self.training.progress >= 1 else "stopped"
@@ -500,14 +507,14 @@ def _finish(self):
 
 Live._finish = _finish
 
-# %% ../nbs/13_show.ipynb #13-142
+# %% ../nbs/13_show.ipynb #13-144
 def _stop(self):
     "The button was pressed, maybe in another thread"
     if not self.running: return
     self.training.stop = True
     self.button.disabled, self.button.description = True, "Stopping"
 
-# %% ../nbs/13_show.ipynb #13-143
+# %% ../nbs/13_show.ipynb #13-145
 def _after_cell(self, result):
     if self.running: self._finish()
 

@@ -17,7 +17,8 @@ FIT = """
 import time
 from types import SimpleNamespace
 from imm_edu import show
-live, training = show.Live(every=.5, share=.5), SimpleNamespace(progress=0., stop=False, ema=SimpleNamespace(net=None))
+live = show.Live(every=.5, share=.5)
+training = SimpleNamespace(progress=0., stop=False, ema=SimpleNamespace(net=None), objective=None)
 for step in range(1, 601):
     time.sleep(.05)
     training.progress = step / 600
