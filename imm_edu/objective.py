@@ -244,7 +244,7 @@ def _fits(self, x, draw):
 
 Objective._fits = _fits
 
-# %% ../nbs/06_objective.ipynb #06-157
+# %% ../nbs/06_objective.ipynb #06-159
 class _Neighbour(Objective):
     "One particle to a group, and every jump ends at the smallest time"
     def times(self, model, G:int, generator=None, device=None) -> tuple[Tensor, Tensor, Tensor]:
@@ -256,7 +256,7 @@ class _Neighbour(Objective):
         made = inspect.signature(type(self)).parameters
         return dict(kind=type(self).__name__) | {k: v for k, v in super().settings().items() if k in made}
 
-# %% ../nbs/06_objective.ipynb #06-159
+# %% ../nbs/06_objective.ipynb #06-161
 class FlowMatching(_Neighbour):
     "Flow matching: the squared error of the network's output, one pass per step; for samplers of many steps"
     def __init__(self,
@@ -266,20 +266,20 @@ class FlowMatching(_Neighbour):
 
     def r(self, model, s, t): return as_times(s, t, model.eps, model.T)[0]
 
-# %% ../nbs/06_objective.ipynb #06-161
+# %% ../nbs/06_objective.ipynb #06-163
 def _squared(self, model, draw):
     c_out = model.param.c_out(model.flow, draw.s, draw.t, model.sigma_d)
     return 1 / (2 * draw.eps[0].numel() * c_out.square())
 
 FlowMatching._weigh = _squared
 
-# %% ../nbs/06_objective.ipynb #06-162
+# %% ../nbs/06_objective.ipynb #06-164
 def _stay(x_r, r, s, label, augment=None): return x_r      # what every model does from r = s
 def _untaught(self, *args, teacher=None, **more): return _Neighbour.__call__(self, *args, teacher=_stay, **more)
 
 FlowMatching.__call__ = _untaught
 
-# %% ../nbs/06_objective.ipynb #06-177
+# %% ../nbs/06_objective.ipynb #06-179
 class Consistency(_Neighbour):
     "Improved consistency training: every particle follows its own teacher, to the smallest time"
     def __init__(self,

@@ -700,7 +700,7 @@ def _name(v, known):
     "By which a folder knows a network or a model"
     name = type(v).__name__
     if known.get(name) is type(v): return name
-    raise TypeError(f"a folder can hold {', '.join(known)}; this is a {name}. Save its state_dict with torch.save")
+    raise TypeError(f"a folder can hold {', '.join(known)}; this one is of class {name}. Save its state_dict with torch.save")
 
 # %% ../nbs/12_pretrained.ipynb #12-173
 def describe(model:IMM) -> dict:
