@@ -718,6 +718,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                'imm_edu.train._count': ('train.html#_count', 'imm_edu/train.py'),
                                'imm_edu.train._crew': ('train.html#_crew', 'imm_edu/train.py'),
                                'imm_edu.train._cut_log': ('train.html#_cut_log', 'imm_edu/train.py'),
+                               'imm_edu.train._disband': ('train.html#_disband', 'imm_edu/train.py'),
                                'imm_edu.train._due': ('train.html#_due', 'imm_edu/train.py'),
                                'imm_edu.train._enter': ('train.html#_enter', 'imm_edu/train.py'),
                                'imm_edu.train._examples': ('train.html#_examples', 'imm_edu/train.py'),

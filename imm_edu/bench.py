@@ -693,13 +693,13 @@ def _here(case, args):
 def _child(case, command, seconds=math.inf):
     "Results that a command prints as lines of JSON, while it may run"
     p = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    end = threading.Timer(min(seconds, threading.TIMEOUT_MAX), p.kill)
+    start, end = time.monotonic(), threading.Timer(min(seconds, threading.TIMEOUT_MAX), p.kill)
     end.start()
     try:
         for line in p.stdout:
             if line.startswith("{"): yield json.loads(line)
         if code := p.wait():
-            late = not end.is_alive()
+            late = time.monotonic() - start >= seconds
             yield not_run(case, "the rest", f"stopped after {seconds:.0f} s" if late else f"exit code {code}")
     finally: end.cancel(); p.kill()
 

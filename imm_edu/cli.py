@@ -166,8 +166,7 @@ def train_command(args) -> int:
                    args.out, _views(args, recipe, preset))
     done = training.progress >= 1
     if training.crew.is_main_process: _leave(training, preset, args.out)
-    training.crew.wait_for_everyone()
-    training.crew.destroy_process_group()
+    training.disband()
     return 0 if done else 130
 
 # %% ../nbs/15_cli.ipynb #15-046

@@ -118,6 +118,15 @@ def _crew():
     from accelerate import PartialState
     return PartialState(cpu=not torch.cuda.is_available())
 
+def _disband(self):
+    "The last thing that a program of several processes does with a training"
+    if self.crew.num_processes == 1: return
+    self.crew.wait_for_everyone()
+    time.sleep(.5)              # gloo's threads free what they sent, with Python's help: without Python they would abort
+    self.crew.destroy_process_group()
+
+Training.disband = _disband
+
 # %% ../nbs/08_train.ipynb #08-035
 def _optimiser(self):
     c = self.config

@@ -100,6 +100,7 @@ def losses(file):
     found = [record.loss for record in train.train(training)]
     if training.crew.is_main_process:
         Path(file).write_text(json.dumps(dict(processes=training.crew.num_processes, losses=found)))
+    training.disband()
 
 
 class Pixels:
