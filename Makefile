@@ -28,6 +28,9 @@ test: $(READY)  ## run every notebook and every test (FLAGS="slow hub" adds flag
 check: $(READY)  ## seconds: export drift, clean notebooks, import order, size budget
 	@$(PY) -m pytest -q tests/test_house.py
 
+mutants: $(READY)  ## plant known bugs one by one and see who notices (minutes)
+	@$(PY) tests/mutants.py $(ARGS)
+
 run: $(READY)  ## run chapters and keep their outputs (NB=nbs/01_flow.ipynb for one)
 	@$(PY) tests/house.py run $(NB)
 
@@ -61,4 +64,4 @@ $(READY): requirements.lock settings.ini setup.py
 	 || { echo "The install did not finish: see the message above (no network? disk full?). Run the same command again to go on."; exit 1; }
 	@touch $@ && echo "$(VENV) is ready."
 
-.PHONY: help lab quickstart bench test check run hooks lock
+.PHONY: help lab quickstart bench test check mutants run hooks lock

@@ -22,7 +22,7 @@ from torch.profiler import ProfilerActivity, profile as record
 from . import presets, train
 from .data import Images, seeded
 from .dit import dit
-from .flow import OTFM, unchecked
+from .flow import OTFM
 from .objective import Objective
 from .precond import IMM
 from .presets import aligned, forward_flops
@@ -157,12 +157,11 @@ def _take(self, clock=_off):
     "One training step"
     t = self.training
     self.begin()
-    with unchecked():
-        with clock("examples"): x, told, draw = t.examples()
-        with clock("MMD"), train._cast(t):
-            student, teacher = (_timed(f, clock, name) for f, name in ((t.student, "student"), (t.teacher, "teacher")))
-            loss = t.objective(t.model, x, **told, draw=draw, student=student, teacher=teacher).loss.mean()
-        with clock("backward"): loss.backward()
+    with clock("examples"): x, told, draw = t.examples()
+    with clock("MMD"), train._cast(t):
+        student, teacher = (_timed(f, clock, name) for f, name in ((t.student, "student"), (t.teacher, "teacher")))
+        loss = t.objective(t.model, x, **told, draw=draw, student=student, teacher=teacher).loss.mean()
+    with clock("backward"): loss.backward()
     with clock("update"): self.update()
     t.step += 1
 
@@ -188,7 +187,7 @@ Step.update = _update
 def plan(model, gpu:bool=False, compile:bool=False, bf16:bool=False) -> tuple[dict, dict]:
     "Switches of the variants that run, and reasons for those that do not"
     why, ladder = {}, LADDER["cuda" if gpu else "cpu"]
-    if not any(isinstance(m, nn.Conv2d) for m in model.modules()):
+    if not any(isinstance(m, nn.Conv2d) and m.kernel_size != m.stride for m in model.modules()):    # patches do not overlap
         why["channels_last"] = "the network has no convolutions"
     if not compile: why |= dict.fromkeys(("compile", "graphs"), "not asked for (--compile)")
     if not bf16: why |= {name: f"this device has no units for {name}" for name in ("tf32", "bf16")}

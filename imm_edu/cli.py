@@ -145,7 +145,7 @@ def _tell(self, record):
 
 # %% ../nbs/15_cli.ipynb #15-040
 def _draw(self, training):
-    model = sample.as_trained(training.ema, training.objective)
+    model = training.objective.as_trained(training.ema)
     n, label = sheet(model)
     for steps in (1, 2):
         try: write_picture(picture(draw(model, n, steps, label)), _place(self.folder, training.step, steps))
@@ -181,7 +181,7 @@ def _views(args, recipe, preset):
 # %% ../nbs/15_cli.ipynb #15-047
 def _leave(training, preset, folder):
     "The model and a picture, and where they are"
-    model = sample.as_trained(training.ema, training.objective)
+    model = training.objective.as_trained(training.ema)
     pretrained.save(model, folder)
     n, label = sheet(model)
     how = {k: v for k, v in preset.sampling.items() if k in ("steps", "guidance", "grid")}
@@ -200,7 +200,7 @@ def load(name):
         preset = preset_of(recipe)
         model = preset.model()
         model.load_state_dict(read_checkpoint(saved[0])["ema"])
-        model = sample.as_trained(model, preset.make_objective())
+        model = preset.make_objective().as_trained(model)
     else: model = pretrained.load(name)
     return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -318,7 +318,7 @@ def _marks(times, record, step): return int(times * record.progress * step / rec
 
 # %% ../nbs/15_cli.ipynb #15-072
 def _score_now(self, training, record):
-    model = sample.as_trained(training.ema, training.objective)
+    model = training.objective.as_trained(training.ema)
     row = judged(model, self.train, self.test, self.net, self.n)
     about = dict(step=record.step, seconds=round(training.seconds, 1), images=record.step * training.config.batch)
     lines = [json.dumps(about | dict(steps=k) | row(k)) for k in _counts(self.preset)]

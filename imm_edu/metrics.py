@@ -19,9 +19,8 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from .data import _data_folder, _keep, _kept, order, seeded
-from .flow import check_samples
-from .mmd import _kernel, _width, pdist
-from .sample import _shape, _times, walk
+from .mmd import as_kernel, as_width, pdist
+from .sample import grid as as_grid, image_shape, walk
 from .train import beside
 
 # %% ../nbs/10_metrics.ipynb #10-007
@@ -32,7 +31,9 @@ def flat(x, name:str="x") -> Tensor:
         raise ValueError(f"{name} must hold samples of one or more numbers, [n, ...]; got shape {list(x.shape)}. "
                          "Numbers on a line become samples by x[:, None]")
     x = x.detach().flatten(1).double()
-    check_samples(**{name: x})
+    if not x.isfinite().all():
+        raise ValueError(f"{name} has {(~x.isfinite()).sum()} values that are NaN or infinite, out of {x.numel()}; "
+                         "find where they come from before they spread")
     return x
 
 # %% ../nbs/10_metrics.ipynb #10-010
@@ -200,9 +201,9 @@ def mmd_test(
     x, y = _pair(x, y, ("x", "y"))
     _check_sets(x, y, permutations)
     pool = torch.cat([x, y])
-    w = median_width(pool, kernel) if w is None else _width(w, 1).item()
+    w = median_width(pool, kernel) if w is None else as_width(w).item()
     Z = torch.cat([_first(len(x), len(pool)), _deals(len(pool), len(x), permutations, seed)], 1)
-    seen, null = _dealt(pool, Z, w, _kernel(kernel), "u").tensor_split([1])
+    seen, null = _dealt(pool, Z, w, as_kernel(kernel), "u").tensor_split([1])
     p = (1 + (null >= seen).sum().item()) / (1 + permutations)
     return MMDTest(seen.item(), _root(seen), p, _root(null.quantile(.95)), w)
 
@@ -219,7 +220,7 @@ def mmd(
     if estimator not in ("u", "v"): raise ValueError(f"estimator must be 'u' or 'v'; got {estimator!r}")
     _check_sets(x, y)
     Z = _first(len(x), len(x) + len(y))
-    return _root(_dealt(torch.cat([x, y]), Z, _width(w, 1).item(), _kernel(kernel), estimator))
+    return _root(_dealt(torch.cat([x, y]), Z, as_width(w).item(), as_kernel(kernel), estimator))
 
 # %% ../nbs/10_metrics.ipynb #10-088
 def mmd_null(
@@ -235,7 +236,7 @@ def mmd_null(
     real = flat(real, "real")
     if len(real) < 4: raise ValueError(f"two sets of at least 2 real samples are needed; got {len(real)} in all")
     Z = _deals(len(real), len(real)//2, splits, seed)
-    return _root(_dealt(real, Z, _width(w, 1).item(), _kernel(kernel), estimator).quantile(q))
+    return _root(_dealt(real, Z, as_width(w).item(), as_kernel(kernel), estimator).quantile(q))
 
 # %% ../nbs/10_metrics.ipynb #10-097
 class PrecisionRecall(NamedTuple):
@@ -777,7 +778,7 @@ def by_seed(
 ):
     "draw(seeds): an image in 0 ... 1 for each seed, of class seed modulo the number of classes"
     if model.training: raise ValueError("the model is in training mode; call model.eval()")
-    shape, times = _shape(model), _times(grid, steps, model)
+    shape, times = image_shape(model), as_grid(grid, steps, model)
     where = next(model.parameters()).device
     def draw(seeds):
         each = [torch.Generator().manual_seed(s) for s in seeds]

@@ -20,8 +20,9 @@ from torch.overrides import TorchFunctionMode
 
 from .dit import DiT
 from .flow import OTFM, Cosine
+from .mlp import MLP
 from .precond import IMM
-from .sample import Euler, ToEnd
+from .presets import named
 from .train import beside
 from .unet import UNet
 
@@ -693,13 +694,13 @@ def _without_dropout_row(config, weights):
     return weights | {key: less}
 
 # %% ../nbs/12_pretrained.ipynb #12-172
-OURS = {"UNet": UNet, "DiT": DiT}
-MODELS = {"IMM": IMM, "Euler": Euler, "ToEnd": ToEnd}
+OURS = {"UNet": UNet, "DiT": DiT, "MLP": MLP}
+MODELS = {"IMM": "precond.IMM", "Euler": "neighbours.Euler", "ToEnd": "neighbours.ToEnd"}
 
 def _name(v, known):
     "By which a folder knows a network or a model"
     name = type(v).__name__
-    if known.get(name) is type(v): return name
+    if known.get(name) in (type(v), f"{type(v).__module__.rpartition('.')[2]}.{name}"): return name
     raise TypeError(f"a folder can hold {', '.join(known)}; this one is of class {name}. Save its state_dict with torch.save")
 
 # %% ../nbs/12_pretrained.ipynb #12-173
@@ -729,11 +730,11 @@ def save(
     return folder
 
 # %% ../nbs/12_pretrained.ipynb #12-176
-METHODS = {IMM: ("Inductive Moment Matching", 2), Euler: ("Flow matching", 50), ToEnd: ("Consistency training", 2)}
+METHODS = dict(IMM=("Inductive Moment Matching", 2), Euler=("Flow matching", 50), ToEnd=("Consistency training", 2))
 
 def _card(model):
     "A model card: what this is, and how to use it"
-    c, count, (method, steps) = model.net.config, sum(p.numel() for p in model.parameters()), METHODS[type(model)]
+    c, count, (method, steps) = model.net.config, sum(p.numel() for p in model.parameters()), METHODS[type(model).__name__]
     label, classes = (", label=0", f", {model.classes} classes") if model.classes else ("", "")
     return f"""---
 library_name: imm_edu
@@ -778,7 +779,7 @@ def _load_folder(folder):
         numbers = {k: _real(c, k, None) for k in ("sigma_d", "eps", "T", "time_scale")}
         kind, model = _choice(c, "model", MODELS), IMM(net, flow, c.get("param"), c.get("second_time"), **numbers)
         _fill(net, {k: k for k in net.state_dict()}, weights)
-    return (model if kind is IMM else kind(model)).eval()
+    return (model if kind == "precond.IMM" else named(kind)(model)).eval()
 
 # %% ../nbs/12_pretrained.ipynb #12-195
 HUB = "lumaai/imm"

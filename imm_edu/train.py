@@ -20,7 +20,6 @@ from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .data import beside, seeded
-from .flow import unchecked
 
 # %% ../nbs/08_train.ipynb #08-014
 @dataclass
@@ -251,17 +250,16 @@ Training.examples = _ahead
 # %% ../nbs/08_train.ipynb #08-059
 def _gradient(self):
     "Leaves the gradient of the whole batch in the weights; returns the mean loss"
-    with unchecked():
-        total, (x, told, draw) = 0., self.examples()
-        *but_last, last = self.parts()
-        for part in (*but_last, last):
-            if self.config.compile == "graphs": torch.compiler.cudagraph_mark_step_begin()
-            with _shared(self, part is last), _cast(self):
-                out = self.objective(self.model, x[part], **{k: v[part] for k, v in told.items()}, draw=draw.part(part),
-                                     student=self.student, teacher=self.teacher)
-                loss = out.loss.mean() / self.accumulate
-            self.scaler.scale(loss).backward()
-            total = total + loss.detach()
+    total, (x, told, draw) = 0., self.examples()
+    *but_last, last = self.parts()
+    for part in (*but_last, last):
+        if self.config.compile == "graphs": torch.compiler.cudagraph_mark_step_begin()
+        with _shared(self, part is last), _cast(self):
+            out = self.objective(self.model, x[part], **{k: v[part] for k, v in told.items()}, draw=draw.part(part),
+                                 student=self.student, teacher=self.teacher)
+            loss = out.loss.mean() / self.accumulate
+        self.scaler.scale(loss).backward()
+        total = total + loss.detach()
     return total
 
 # %% ../nbs/08_train.ipynb #08-060

@@ -62,6 +62,20 @@ def test_outputs_are_there_and_fit_to_show(path):
     assert not live, f"{path.name} stores a live widget, which shows an error where no kernel runs: make run NB=nbs/{path.name}"
 
 
+ROAD = [p for p in house.chapters() if p.stem[:2] in {"in", *(f"{i:02}" for i in range(7)), "09"}]
+
+
+@pytest.mark.parametrize("path", ROAD, ids=lambda p: p.stem)
+def test_a_chapter_of_the_road_opens_with_a_picture_and_ends_with_exercises(path):
+    nb = house.read(path)
+    first, text = house.code_cells(nb)[0], [c["source"] for c in nb["cells"] if c["cell_type"] == "markdown"]
+    assert any("image/png" in o.get("data", {}) for o in first["outputs"]), f"{path.name}: the first code cell, folded, must draw the opening picture"
+    assert first["metadata"].get("jupyter", {}).get("source_hidden"), f"{path.name}: fold the first code cell, so that its picture stands on the first screen"
+    exercises = sum(len(re.findall(r"^#+ *Exercise \d+", t, re.M)) for t in text)
+    assert 3 <= exercises <= 5, f"{path.name} has {exercises} exercises, three to five are wanted"
+    assert len(text) >= .8 * len(house.code_cells(nb)), f"{path.name}: {len(text)} cells of text for {len(house.code_cells(nb))} of code"
+
+
 def test_every_chapter_is_on_the_table_of_contents():
     index = (house.NBS / "index.ipynb").read_text()
     readme = (house.ROOT / "README.md").read_text()

@@ -73,7 +73,7 @@ def test_import_is_light():
     code = """
 import sys, torch
 with_torch = set(sys.modules)
-import imm_edu, imm_edu.mixture, imm_edu.flow, imm_edu.mmd, imm_edu.precond
+import imm_edu, imm_edu.exact, imm_edu.flow, imm_edu.mmd, imm_edu.precond
 known = {"imm_edu", *sys.stdlib_module_names}
 print(*sorted(m for m in set(sys.modules) - with_torch if m.split(".")[0] not in known))
 """

@@ -181,7 +181,7 @@ def test_all_of_a_step_is_on_the_device(kind):
         x, told, draw = g.examples()
         x, draw = moved(x), type(draw)(*map(moved, draw))
         try:
-            with Places(), train.unchecked():
+            with Places():
                 loss = g.objective(g.model, x, draw=draw).loss.mean()
         except RuntimeError as e:
             if "CUDA" not in str(e):
