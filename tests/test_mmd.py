@@ -102,7 +102,7 @@ def test_kernels_by_name_and_by_function():
 
 # ---- the estimate, against numbers and closed forms
 
-def test_the_number_of_the_method_notes():
+def test_a_number_computed_by_hand_elsewhere():
     y = (torch.arange(12, dtype=torch.float64) / 10).view(1, 3, 4)
     z = y + torch.tensor([[.05, -.02, 0, .01], [0, .03, -.01, .02], [-.04, 0, .02, 0]], dtype=torch.float64)
     assert mmd2(y, z, 2.5).item() == pytest.approx(.01859027172810226, abs=1e-13), "V-statistic, Laplace, w = 2.5, computed elsewhere"
