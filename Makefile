@@ -12,7 +12,7 @@ help:  ## list the commands
 
 lab: $(READY)  ## read and run the book in JupyterLab
 	@echo "JupyterLab opens on the table of contents, nbs/index.ipynb. Stop it here with Ctrl-C."
-	@$(PY) -m jupyterlab nbs/index.ipynb $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB)
+	@$(PY) -m jupyterlab nbs/index.ipynb --LabApp.news_url=None $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB)
 
 quickstart: $(READY)  ## train the digits here, score them and look: minutes (runs/quickstart; the same command goes on)
 	@$(PY) -m imm_edu.cli train digits --out runs/quickstart
