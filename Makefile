@@ -12,7 +12,7 @@ help:  ## list the commands
 
 lab: $(READY)  ## read and run the book in JupyterLab
 	@echo "JupyterLab opens on the table of contents, nbs/index.ipynb. Stop it here with Ctrl-C."
-	@$(PY) -m jupyterlab nbs/index.ipynb --LabApp.news_url=None $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB)
+	@$(PY) -m jupyterlab nbs/index.ipynb $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB)
 
 quickstart: $(READY)  ## train the digits here, score them and look: minutes (runs/quickstart; the same command goes on)
 	@$(PY) -m imm_edu.cli train digits --out runs/quickstart
@@ -62,6 +62,7 @@ $(READY): requirements.lock settings.ini setup.py
 	 $$python -m venv $(VENV)
 	@test -t 1 || quiet=--quiet; $(PY) -m pip install $$quiet --disable-pip-version-check $(LOCK) --editable '.[dev]' \
 	 || { echo "The install did not finish: see the message above (no network? disk full?). Run the same command again to go on."; exit 1; }
+	@$(PY) -m jupyter labextension disable "@jupyterlab/apputils-extension:announcements" >/dev/null 2>&1 || true   # a pop-up over the first page
 	@touch $@ && echo "$(VENV) is ready."
 
 .PHONY: help lab quickstart bench test check mutants run hooks lock
