@@ -6,8 +6,8 @@ __all__ = ['FLOWS', 'NETS', 'DATA', 'LOSSES', 'PRESETS', 'PAPER', 'PLACES', 'Pre
 
 # %% ../nbs/11_presets.ipynb #11-002
 import copy, difflib, inspect, textwrap
-from importlib import import_module
 from dataclasses import dataclass, fields, replace
+from importlib import import_module
 from typing import NamedTuple
 
 import torch
