@@ -20,14 +20,14 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile as record
 
 from . import presets, train
-from .data import Images, seeded
+from .data import Images, atomic, seeded
 from .dit import dit
 from .flow import OTFM
 from .objective import Objective
 from .precond import IMM
 from .presets import aligned, forward_flops
 from .sample import grid, pushforward
-from .train import Config, Training, beside, ema_decay, precision_for, surroundings
+from .train import Config, Training, ema_decay, precision_for, surroundings
 
 # %% ../nbs/14_bench.ipynb #14-005
 def take_turns(
@@ -742,7 +742,7 @@ def main(argv=None, prog="python -m imm_edu.bench") -> int:
 def _write(folder, result):
     words = (result["case"], result["what"], str(result.get("steps", "")), result["variant"])
     folder.mkdir(parents=True, exist_ok=True)
-    with beside(folder / ("-".join(filter(None, words)).replace(" ", "-") + ".json")) as part:
+    with atomic(folder / ("-".join(filter(None, words)).replace(" ", "-") + ".json")) as part:
         part.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 if __name__ == "__main__" and globals().get("__spec__"): sys.exit(main())

@@ -14,9 +14,9 @@ import torch
 
 from . import bench, metrics, presets, pretrained, sample
 from .bench import Parser
-from .data import Images, order, seeded
+from .data import Images, atomic, order, seeded
 from .presets import aligned
-from .train import Broken, Damaged, Run, beside, fit, read_checkpoint, surroundings
+from .train import Broken, Damaged, Run, fit, read_checkpoint, surroundings
 
 # %% ../nbs/15_cli.ipynb #15-005
 def draw(model, n:int, steps:int=2, label=None, guidance:float=1., seed:int=0, grid=None):
@@ -60,7 +60,7 @@ def write_picture(image, path) -> Path:
     if path.suffix.lower() != ".png":
         raise ValueError(f"pictures are written as PNG, so name it {path.with_suffix('.png')}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with beside(path) as part: image.save(part, "png")
+    with atomic(path) as part: image.save(part, "png")
     return path
 
 # %% ../nbs/15_cli.ipynb #15-018
@@ -133,7 +133,7 @@ class Watch:
 def _begin(self, record):
     "The run has taken its first step, so the recipe is a good one: keep it"
     self.drawn = int(self.pictures * record.progress * (record.step - 1) / record.step)
-    with beside(self.folder / "preset.json") as part:
+    with atomic(self.folder / "preset.json") as part:
         part.write_text(json.dumps(self.recipe, indent=2) + "\n", encoding="utf-8")
 
 # %% ../nbs/15_cli.ipynb #15-038
@@ -371,7 +371,7 @@ def eval_command(args) -> int:
     for k in BELOW:
         if k in rows[0]: print(f"{k.replace('_', ' '):15} {_shown(rows[0][k])}")
     about = dict(preset=recipe["preset"], changes=recipe["changes"], n=args.n, seed=args.seed, **surroundings())
-    with beside(path := Path(args.run) / "scores.json") as part:
+    with atomic(path := Path(args.run) / "scores.json") as part:
         part.write_text(json.dumps(about | dict(scores=rows), indent=2) + "\n", encoding="utf-8")
     print(f"scores    {path}")
     return 0

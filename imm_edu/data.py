@@ -2,7 +2,8 @@
 
 # %% auto #0
 __all__ = ['BLUR', 'TURNS', 'TOYS', 'TOLD', 'CIFAR10_BYTES', 'SUFFIXES', 'LATENT_MEAN', 'LATENT_STD', 'seeded', 'Data', 'Toy',
-           'toy', 'order', 'Images', 'augment', 'digits', 'beside', 'cifar10', 'folder', 'Latents', 'latents']
+           'toy', 'order', 'Images', 'augment', 'digits', 'read_cache', 'atomic', 'write_cache', 'data_folder',
+           'cifar10', 'folder', 'Latents', 'latents']
 
 # %% ../nbs/07_data.ipynb #07-002
 import copy, errno, hashlib, json, math, os, shutil, urllib.error, warnings
@@ -329,7 +330,7 @@ def digits(
     return Images(x[index], torch.from_numpy(raw.target)[index], names="0123456789")
 
 # %% ../nbs/07_data.ipynb #07-175
-def _kept(path, mark):
+def read_cache(path, mark):
     "Tensors and notes from a file that `_keep` wrote under this mark; None if there is none, or a stale or broken one"
     from safetensors import SafetensorError, safe_open
     try:
@@ -340,7 +341,7 @@ def _kept(path, mark):
 
 # %% ../nbs/07_data.ipynb #07-177
 @contextmanager
-def beside(path:Path):
+def atomic(path:Path):
     "A path to write to, renamed to `path` if all went well and removed if not"
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -352,20 +353,20 @@ def beside(path:Path):
     finally: part.unlink(missing_ok=True)
 
 # %% ../nbs/07_data.ipynb #07-182
-def _keep(path, tensors, **notes):
-    "Write tensors and notes for `_kept`; if that fails, a warning says what it needed and where"
+def write_cache(path, tensors, **notes):
+    "Write tensors and notes for `read_cache`; if that fails, a warning says what it needed and where"
     from safetensors import SafetensorError
     from safetensors.torch import save_file
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with beside(path) as part: save_file(tensors, part, {"notes": json.dumps(notes)})
+        with atomic(path) as part: save_file(tensors, part, {"notes": json.dumps(notes)})
     except (OSError, SafetensorError) as e:
         need = sum(t.nbytes for t in tensors.values())
         warnings.warn(f"the prepared images could not be kept in {path}, which needs {need:,} bytes there ({e}). "
                       f"They are loaded all the same; next time they will be prepared again", stacklevel=3)
 
 # %% ../nbs/07_data.ipynb #07-189
-def _data_folder(root=None):
+def data_folder(root=None):
     "The folder given, or the project's data folder"
     if root is not None: return Path(root).expanduser()
     import imm_edu
@@ -430,11 +431,11 @@ def _from_files(root, split) -> Images:
 # %% ../nbs/07_data.ipynb #07-200
 def _load_cifar10(root, split, download) -> Images:
     place = root / f"cifar10-{split}.safetensors"
-    if not (found := _kept(place, "cifar-10-python")):
+    if not (found := read_cache(place, "cifar-10-python")):
         if (root / "cifar10-images" / split).is_dir(): return _from_files(root, split)
         if not download: raise FileNotFoundError(f"CIFAR-10 is not in {root}; data.cifar10() fetches it")
         tensors, names = _fetch_cifar10(root, split)
-        _keep(place, tensors, mark="cifar-10-python", names=names)
+        write_cache(place, tensors, mark="cifar-10-python", names=names)
         found = tensors, dict(names=names)
     tensors, notes = found
     images = Images(tensors["x"], tensors["label"], notes["names"])
@@ -453,7 +454,7 @@ def cifar10(
     "CIFAR-10: photographs of ten kinds of things; 170 MB are downloaded the first time"
     if split not in ("train", "test"): raise ValueError(f"split {split!r} is unknown; choose one of train, test")
     _check_share("augment", augment)
-    images = _load_cifar10(_data_folder(root), split, download).shrink(size)
+    images = _load_cifar10(data_folder(root), split, download).shrink(size)
     images.flip, images.augment = flip, augment
     return images
 
@@ -592,15 +593,15 @@ def _place(path, size, channels, cache):
     "The file that keeps a folder of images"
     which = hashlib.blake2b(str(path.resolve()).encode(), digest_size=4).hexdigest()
     name = f"{path.resolve().name}-{channels}x{size}x{size}-{which}.safetensors"
-    return _data_folder(None if cache is True else cache) / name
+    return data_folder(None if cache is True else cache) / name
 
 def _prepared(path, files, label, size, channels, skip, cache):
     "Tensors and the images left out: from the kept file if it is fresh, or decoded and then kept"
     if not cache: return _prepare(path, files, label, size, channels, skip)
     place, mark = _place(path, size, channels, cache), _mark(path, files, size, channels, skip)
-    if found := _kept(place, mark): return found[0], found[1]["left_out"]
+    if found := read_cache(place, mark): return found[0], found[1]["left_out"]
     tensors, left_out = _prepare(path, files, label, size, channels, skip)
-    _keep(place, tensors, mark=mark, left_out=left_out)
+    write_cache(place, tensors, mark=mark, left_out=left_out)
     return tensors, left_out
 
 # %% ../nbs/07_data.ipynb #07-280

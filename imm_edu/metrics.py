@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from .data import _data_folder, _keep, _kept, order, seeded
+from .data import atomic, data_folder, order, read_cache, seeded, write_cache
 from .mmd import as_kernel, as_width, pdist
 from .sample import grid as as_grid, image_shape, walk
-from .train import beside
+
 
 # %% ../nbs/10_metrics.ipynb #10-007
 def flat(x, name:str="x") -> Tensor:
@@ -557,7 +557,7 @@ def _keep_judge(net, path):
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {k: v.cpu().contiguous() for k, v in _compact(net).items()}
     about = json.dumps(dict(config=net.config, notes=net.notes))
-    with beside(path) as part: save_file(tensors, part, dict(judge=about))
+    with atomic(path) as part: save_file(tensors, part, dict(judge=about))
 
 # %% ../nbs/10_metrics.ipynb #10-227
 def load_judge(path) -> Judge:
@@ -627,7 +627,7 @@ def _fingerprint(net):
 # %% ../nbs/10_metrics.ipynb #10-235
 def judge_file(train, test, root=None) -> Path:
     "Where the judge of these images is kept; by default in the project's data folder"
-    return _data_folder(root) / f"judge-{_hash(train, test)}.safetensors"
+    return data_folder(root) / f"judge-{_hash(train, test)}.safetensors"
 
 # %% ../nbs/10_metrics.ipynb #10-237
 def _checked(net, place, train, test, how):
@@ -763,10 +763,10 @@ def reference_statistics(
 ) -> Gaussian:
     "Mean and covariance of a data set's features: computed once, then read from a file"
     mark = f"{_hash(data)}-{hashlib.blake2b(net.protocol.encode(), digest_size=4).hexdigest()}"
-    place = _data_folder(root) / f"statistics-{mark}.safetensors"
-    if found := _kept(place, mark): return Gaussian(found[0]["mean"], found[0]["cov"], found[1]["n"])
+    place = data_folder(root) / f"statistics-{mark}.safetensors"
+    if found := read_cache(place, mark): return Gaussian(found[0]["mean"], found[0]["cov"], found[1]["n"])
     made = _gaussian(net, data.x.split(batch), len(data), "training images")
-    _keep(place, dict(mean=made.mean, cov=made.cov), mark=mark, n=made.n, data=_named(data), network=net.protocol)
+    write_cache(place, dict(mean=made.mean, cov=made.cov), mark=mark, n=made.n, data=_named(data), network=net.protocol)
     return made
 
 # %% ../nbs/10_metrics.ipynb #10-293

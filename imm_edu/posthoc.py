@@ -12,7 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .train import beside, ema_update
+from .data import atomic
+from .train import ema_update
 
 # %% ../nbs/16_posthoc.ipynb #16-006
 def width_of(gamma:float) -> float:
@@ -148,7 +149,7 @@ def _store(self, t:int):
     tensors = {f"{width}/{name}": a.to(self.kind).cpu().contiguous()
                for width, weights in zip(self.widths, self.kept["weights"]) for name, a in zip(names, weights)}
     try:
-        with beside(_place(self.folder) / f"{t:08}.safetensors") as part: save_file(tensors, part)
+        with atomic(_place(self.folder) / f"{t:08}.safetensors") as part: save_file(tensors, part)
     except (OSError, SafetensorError) as e: return print(f"no snapshot of step {t} ({e}); training goes on")
     self.tidy(t)
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from .data import _data_folder, cifar10, digits, folder, latents, toy
+from .data import data_folder, cifar10, digits, folder, latents, toy
 from .dit import SIZES, DiT
 from .flow import OTFM, Cosine
 from .mlp import MLP
@@ -55,7 +55,7 @@ def _folder(root, split, *, size=64, channels=3, flip=True):
 
 # %% ../nbs/11_presets.ipynb #11-012
 def _latents(root, split, *, file="imagenet256-{split}.safetensors"):
-    return latents(_data_folder(root) / file.format(split=split))
+    return latents(data_folder(root) / file.format(split=split))
 
 DATA = dict(toy=_toy, digits=_digits, cifar10=_cifar10, folder=_folder, latents=_latents)
 

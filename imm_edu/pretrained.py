@@ -23,7 +23,7 @@ from .flow import OTFM, Cosine
 from .mlp import MLP
 from .precond import IMM
 from .presets import named
-from .train import beside
+from .data import atomic
 from .unet import UNet
 
 # %% ../nbs/12_pretrained.ipynb #12-011
@@ -723,7 +723,7 @@ def save(
     folder.mkdir(parents=True, exist_ok=True)
     weights, settings, card = (folder / name for name in ("model.safetensors", "config.json", "README.md"))
     state = {k: v.detach().to("cpu", dtype).contiguous() for k, v in model.net.state_dict().items()}
-    with beside(settings) as s, beside(weights) as w:
+    with atomic(settings) as s, atomic(weights) as w:
         save_file(state, w, metadata={"format": "pt"})
         s.write_text(config + "\n", encoding="utf-8")
     if not card.exists(): card.write_text(_card(model), encoding="utf-8")

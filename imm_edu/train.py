@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .data import beside, seeded
+from .data import atomic, seeded
 
 # %% ../nbs/08_train.ipynb #08-014
 @dataclass
@@ -523,7 +523,7 @@ def _open(self, training) -> bool:
 
 # %% ../nbs/08_train.ipynb #08-125
 def _write(self, name, text):
-    with beside(self.folder / name) as part: part.write_text(text + "\n", encoding="utf-8")
+    with atomic(self.folder / name) as part: part.write_text(text + "\n", encoding="utf-8")
 
 # %% ../nbs/08_train.ipynb #08-126
 def _past(self):

@@ -117,7 +117,7 @@ def test_a_toy(tmp_path):
 def pictures(tmp_path, monkeypatch):
     "A preset of a folder of images by class, and the folder; the data folder is a temporary one"
     for module in (data, metrics):
-        monkeypatch.setattr(module, "_data_folder", lambda root=None: tmp_path / "data")
+        monkeypatch.setattr(module, "data_folder", lambda root=None: tmp_path / "data")
     digits = presets.get("digits")
     monkeypatch.setitem(presets.PRESETS, "pictures", dataclasses.replace(
         digits, name="pictures", data=("folder", dict(size=8, channels=1, flip=False))))
