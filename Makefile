@@ -3,6 +3,7 @@ VENV  ?= .venv
 PY    := $(CURDIR)/$(VENV)/bin/python
 MIN   := $(shell sed -n 's/^min_python *= *//p' settings.ini)
 READY := $(VENV)/ready
+TESTS ?= tests
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 # Threads that wait should soon sleep: where another program takes a core, long spinning makes small networks many times slower.
 export GOMP_SPINCOUNT ?= 3000
@@ -23,16 +24,23 @@ bench: $(READY)  ## measure training and sampling against a plain version (runs/
 	@$(PY) -m imm_edu.bench --all --out runs/bench $(ARGS)
 
 test: $(READY)  ## run every notebook and every test (FLAGS="slow hub" adds flagged cells)
-	@FLAGS="$(FLAGS)" $(PY) -m pytest -q tests $(PYTEST)
+	@FLAGS="$(FLAGS)" $(PY) -m pytest -q $(TESTS) $(PYTEST)
 
 check: $(READY)  ## seconds: export drift, clean notebooks, import order, size budget
 	@$(PY) -m pytest -q tests/test_house.py
+
+oldest:  ## the library's quick tests on the oldest torch that settings.ini allows (.venv-oldest, several GB)
+	@$(MAKE) --no-print-directory test VENV=.venv-oldest LOCK="$(OLDEST)" TESTS="$(QUICK:%=tests/test_%.py)"
 
 mutants: $(READY)  ## plant known bugs one by one and see who notices (minutes)
 	@$(PY) tests/mutants.py $(ARGS)
 
 run: $(READY)  ## run chapters and keep their outputs (NB=nbs/01_flow.ipynb for one)
 	@$(PY) tests/house.py run $(NB)
+
+tidy: $(READY)  ## clean the notebooks of what an editor left, so that differences show only what a person changed
+	@nbdev_clean
+	@$(PY) tests/house.py metadata
 
 hooks: $(READY)  ## nbdev's git hooks, and `make check` before each commit
 	@nbdev_install_hooks
@@ -48,8 +56,14 @@ lock:  ## resolve the newest versions into requirements.lock (minutes; needs the
 	@mv requirements.lock.new requirements.lock && rm -rf .venv-lock
 	@echo "requirements.lock is new: $$(wc -l < requirements.lock) packages. Run make test before committing it."
 
+OLDEST := $(shell sed -n '/^requirements/s/.*torch>=\([^ ]*\) torchvision>=\([^ ]*\) .*/torch==\1.* torchvision==\2.*/p' settings.ini)
+QUICK  := exact flow mmd precond mlp dit unet objective sample step
+
 # One environment serves every command. `ready` is written last, so an interrupted install starts again.
+# Where uv is on the PATH it installs, several times faster than pip and the same packages; `make UV= test` is pip's way.
 LOCK := -c requirements.lock
+UV   ?= $(shell command -v uv 2>/dev/null)
+PIP  := $(if $(UV),$(UV) pip install --python $(PY),$(PY) -m pip install --disable-pip-version-check)
 PYTHONS := $(PYTHON) python3 python3.13 python3.12 python3.11 python
 $(READY): requirements.lock settings.ini setup.py
 	@for p in $(PYTHONS); do \
@@ -58,11 +72,12 @@ $(READY): requirements.lock settings.ini setup.py
 	   echo "imm_edu needs Python $(MIN) or newer, and found none: install it (python.org, apt install python3, brew install python) or say where it is: make PYTHON=/path/to/python3"; exit 1; fi; \
 	 if ! $$python -c 'import venv, ensurepip' 2>/dev/null; then \
 	   echo "$$python cannot make virtual environments: install its venv module (Debian and Ubuntu: apt install python3-venv), then try again"; exit 1; fi; \
-	 echo "Making $(VENV) with $$($$python --version) $(if $(LOCK),from requirements.lock,with the newest packages): a few minutes and up to 7 GB the first time, seconds from then on."; \
+	 echo "Making $(VENV) with $$($$python --version) $(if $(LOCK),$(if $(findstring lock,$(LOCK)),from requirements.lock,with $(LOCK)),with the newest packages): a few minutes and up to 7 GB the first time, seconds from then on."; \
 	 $$python -m venv $(VENV)
-	@test -t 1 || quiet=--quiet; $(PY) -m pip install $$quiet --disable-pip-version-check $(LOCK) --editable '.[dev]' \
-	 || { echo "The install did not finish: see the message above (no network? disk full?). Run the same command again to go on."; exit 1; }
+	@test -t 1 || quiet=--quiet; $(PIP) $$quiet $(LOCK) --editable '.[dev]' \
+	 || { echo "The install did not finish: see the message above (no network? disk full?). Run the same command again to go on.$(if $(UV), Or without uv (it does not read pip's settings): make UV= $(MAKECMDGOALS))"; exit 1; }
 	@$(PY) -m jupyter labextension disable "@jupyterlab/apputils-extension:announcements" >/dev/null 2>&1 || true   # a pop-up over the first page
+	@$(PY) tests/house.py kernel
 	@touch $@ && echo "$(VENV) is ready."
 
-.PHONY: help lab quickstart bench test check mutants run hooks lock
+.PHONY: help lab quickstart bench test check oldest mutants run tidy hooks lock

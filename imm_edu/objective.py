@@ -157,6 +157,7 @@ class Objective:
     ) -> Loss:
         "The loss of each group"
         draw = self.draw(model, x, generator) if draw is None else draw
+        student, teacher = (model if v is None else v for v in (student, teacher))
         if draw.eps.shape != x.shape or len(draw.t) * self.M != len(x):
             raise ValueError(f"draw is for samples {list(draw.eps.shape)} in {len(draw.t)} groups, but x is {list(x.shape)} "
                              f"in groups of {self.M}; make it with obj.draw(model, x), or take draw.part of it")
@@ -167,9 +168,9 @@ class Objective:
 
         x_t = model.flow.interpolate(x.double(), draw.eps.double(), t)
         x_r = model.flow.interpolate(x.double(), draw.eps.double(), r)              # the same noise: the same line
-        with same_masks(model, x, draw.seed): y = (student or model)(x_t, t, s, seen, **more)
+        with same_masks(model, x, draw.seed): y = student(x_t, t, s, seen, **more)
         with same_masks(model, x, draw.seed), torch.no_grad():
-            z = (teacher or model)(x_r, r, s, clean if self.teacher_label == "clean" else seen, **more)
+            z = teacher(x_r, r, s, clean if self.teacher_label == "clean" else seen, **more)
 
         w = 1 / model.param.c_out(model.flow, draw.s, draw.t, model.sigma_d).abs()  # the kernel's inverse width
         groups = len(w), self.M, -1

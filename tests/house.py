@@ -1,6 +1,8 @@
 """The rules of the house as functions; the tests, `make check` and `make run` call them.
 
 `python tests/house.py run [notebook ...]` runs chapters in a fresh kernel each and keeps their outputs.
+`python tests/house.py kernel` installs the kernel that lets notebooks open unchanged; `make` calls it.
+`python tests/house.py metadata` gives every notebook the metadata that JupyterLab would.
 """
 import ast
 import base64
@@ -87,6 +89,32 @@ def unclean():
         return [p.name for p in chapters() if (Path(d) / "nbs" / p.name).read_text() != p.read_text()]
 
 
+# ---- metadata: what JupyterLab writes into a notebook as soon as its kernel answers, so that opening one changes nothing
+
+METADATA = dict(
+    kernelspec=dict(display_name="python3", language="python", name="python3"),      # nbdev_clean makes the first the last
+    language_info=dict(codemirror_mode=dict(name="ipython", version=3), file_extension=".py", mimetype="text/x-python",
+                       name="python", nbconvert_exporter="python", pygments_lexer="ipython3", version="3"))
+
+
+def install_kernel(prefix=sys.prefix):
+    "This environment's kernel, which gives METADATA with every Python: left alone it would tell its own 3.x.y"
+    folder = Path(prefix, "share/jupyter/kernels/python3")
+    folder.mkdir(parents=True, exist_ok=True)
+    version = f"get_ipython().kernel.language_info['version'] = {METADATA['language_info']['version']!r}"
+    argv = ["python", "-m", "ipykernel_launcher", "-f", "{connection_file}", f"--IPKernelApp.exec_lines={version}"]
+    spec = dict(METADATA["kernelspec"], argv=argv, metadata=dict(debugger=True))
+    del spec["name"]
+    (folder / "kernel.json").write_text(json.dumps(spec, indent=1) + "\n")
+
+
+def write_metadata(path):
+    "Give a notebook METADATA; its cells stay as they are"
+    nb = json.loads(path.read_text(encoding="utf-8"))
+    nb["metadata"] = METADATA
+    path.write_text(json.dumps(nb, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 # ---- order: a chapter uses only what comes before it
 
 def _imported(source):
@@ -106,7 +134,8 @@ def _imported(source):
 
 
 def order_faults(paths=None):
-    "Imports of a later chapter, as sentences. `show` draws and nothing else, so any chapter's own cells may use it."
+    """Imports of a later chapter, as sentences. `show` draws and nothing else, so any chapter's own cells may use it; a chapter may
+    use its own appendix (07 that of 07a)."""
     books = [(p.stem, read(p)) for p in (paths or chapters()) if p.stem[:2].isdigit()]
     number = {module_of(nb): stem for stem, nb in books if module_of(nb)}
     faults = []
@@ -115,7 +144,8 @@ def order_faults(paths=None):
             for m in _imported(cell["source"]):
                 if m not in number or (m == "show" and not exports(cell)):
                     continue
-                if number[m] > stem or (exports(cell) and number[m] == stem):
+                appendix = exports(cell) and re.fullmatch(r"\d\d[a-z]", number[m].split("_")[0]) and number[m][:2] == stem[:2]
+                if number[m] > stem and not appendix or (exports(cell) and number[m] == stem):
                     faults.append(f"{stem} imports imm_edu.{m}, which {number[m]} writes: a chapter may use only earlier ones")
     return faults
 
@@ -153,7 +183,6 @@ def _without_widgets(nb):
     "Drop live widgets from stored outputs: without a kernel they show an error, their static picture shows"
     for out in outputs(nb):
         out.get("data", {}).pop(WIDGET, None)
-    nb.metadata.pop("widgets", None)
 
 
 def run(path):
@@ -176,6 +205,7 @@ def run(path):
     for cell, source in left_out:
         cell.source = source
     _without_widgets(nb)
+    nb.metadata = nbformat.from_dict(METADATA)
     for cell in code_cells(nb):
         cell.outputs = [out for out in cell.outputs if out.get("text", "_").strip()]     # not a bar that was wiped away
     beside = path.with_name(f"_{path.name}")
@@ -200,6 +230,10 @@ def has_gpu():
 
 
 def main(args):
+    if args == ["kernel"]:
+        return install_kernel()
+    if args == ["metadata"]:
+        return [write_metadata(p) for p in chapters()]
     if not args or args[0] != "run":
         raise SystemExit(__doc__)
     subprocess.run([Path(sys.executable).with_name("nbdev_export")], cwd=ROOT, check=True)

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 import house
-from imm_edu import cli, data, metrics, presets, pretrained, sample, train
+from imm_edu import cli, data, metrics, presets, pretrained, sample
+from imm_edu import run as runs
 
 SMALL = ["--batch", "16", "--set", "k=10", "--set", "width=16", "--set", "depth=1", "--set", "ema=.9"]
 
@@ -52,7 +53,7 @@ def test_a_run_leaves_a_model_and_pictures(digits):
     recipe = json.loads((digits / "preset.json").read_text())
     assert recipe["preset"] == "digits" and recipe["changes"]["train.steps"] == 6 and recipe["changes"]["net.width"] == 16
     model = pretrained.load(digits)
-    saved = train.read_checkpoint(train.Run(digits).saved()[0])["ema"]
+    saved = runs.Run(digits).newest()["ema"]
     assert all(torch.equal(v, saved[k]) for k, v in model.state_dict().items()), "the model is the average of the last checkpoint"
     assert sample.sample(model, 2, label=3).shape == (2, 1, 8, 8)
     with Image.open(digits / "samples.png") as picture:
@@ -77,12 +78,22 @@ def test_going_on(tmp_path, capsys):
     assert all(torch.equal(v, w) for v, w in zip(a.parameters(), b.parameters())), "cut in two or not, the same weights"
 
 
-def test_a_run_still_going_on_can_be_sampled(digits, tmp_path):
-    from shutil import copytree
-    going = copytree(digits, tmp_path / "going")
-    (going / "config.json").unlink()
-    a, b = cli.load(digits), cli.load(going)
-    assert all(torch.equal(v, w) for v, w in zip(a.parameters(), b.parameters())), "the newest checkpoint is used"
+def test_the_newest_weights_of_a_run_are_used_and_named(digits, tmp_path, capsys):
+    "An export of an earlier stop lies in the folder, newer checkpoints beside it; then the export is gone, as in a run still going on"
+    going = tmp_path / "going"
+    assert run("train", "digits", "--out", going, "--steps", 4, "--set", "schedule=constant", *SMALL) == 0
+    old = pretrained.load(going)
+    p = presets.get("digits").changed(**cli.read_recipe(going)["changes"]).changed(steps=8)
+    runs.fit(p.model(0), p.load_data(), p.make_objective(), p.config(), going, view=lambda t, r: setattr(t, "stop", r.step == 6))
+    saved = runs.Run(going).newest()["ema"]
+    for _ in range(2):
+        model, preset, about = cli.load(going)
+        assert all(torch.equal(v, saved[k]) for k, v in model.state_dict().items()) and "stopped at 75%, step 6; weights of step 6" in about
+        assert not all(torch.equal(v, w) for v, w in zip(model.parameters(), old.parameters()))
+        capsys.readouterr()
+        assert run("sample", going, "--out", tmp_path / "x.png", "--n", 4) == 0 and "stopped at 75%" in capsys.readouterr().out
+        assert run("eval", going, "--n", 60) == 0 and "weights of step 6" in json.loads((going / "scores.json").read_text())["model"]
+        (going / "config.json").unlink(missing_ok=True)
 
 
 def test_sample(digits, tmp_path, capsys):
@@ -100,7 +111,7 @@ def test_eval(digits, capsys):
         ("1 step", 1), ("1 step", 1.5), ("2 steps", 1), ("2 steps", 1.5), ("real digits", None)]
     assert scores["torch"] == torch.__version__ and scores["n"] == 60 and scores["seed"] == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("samples") and all(len(line) <= len(lines[0]) for line in lines[1:6]), "aligned"
+    assert "done; weights of step 6" in lines[0] and lines[1].startswith("samples") and all(len(line) <= len(lines[1]) for line in lines[2:7]), "aligned"
 
 
 def test_a_toy(tmp_path):
@@ -110,13 +121,13 @@ def test_a_toy(tmp_path):
         assert picture.width == picture.height > 100
     assert run("eval", folder, "--n", 200) == 0
     rows = json.loads((folder / "scores.json").read_text())["scores"]
-    assert [r["samples"] for r in rows] == ["1 step", "2 steps", "4 steps"] and all(r["mmd"] > r["null95"] > 0 for r in rows)
+    assert [r["samples"] for r in rows] == ["1 step", "2 steps", "4 steps", "real points"] and all(r["mmd"] > r["null95"] > 0 for r in rows[:3])
 
 
 @pytest.fixture
 def pictures(tmp_path, monkeypatch):
     "A preset of a folder of images by class, and the folder; the data folder is a temporary one"
-    for module in (data, metrics):
+    for module in (data, metrics, presets):
         monkeypatch.setattr(module, "data_folder", lambda root=None: tmp_path / "data")
     digits = presets.get("digits")
     monkeypatch.setitem(presets.PRESETS, "pictures", dataclasses.replace(
@@ -133,30 +144,24 @@ def test_eval_of_pictures(pictures, tmp_path, capsys, monkeypatch):
     assert run("train", "pictures", "--data", pictures, "--out", folder, "--steps", 1, *SMALL) == 0
     assert run("eval", folder, "--n", 40, "--seed", 2) == 0
     said = capsys.readouterr().out
-    judges = list((tmp_path / "data").glob("judge-*.safetensors"))
-    assert said.count("training one on Images(500 x 1x8x8, 10 classes") == 1 and len(judges) == 1, "a sixth is held out"
+    judges = list((tmp_path / "data").glob("features-*.safetensors"))
+    assert said.count("training a network on Images(500") == 1 and len(judges) == 1, "a sixth is held out"
     rows = json.loads((folder / "scores.json").read_text())["scores"]
     assert [(r["samples"], r.get("guidance")) for r in rows] == [
         *((s, w) for s in ("1 step", "2 steps", "4 steps", "8 steps") for w in (1, 1.5)), ("real images", None)]
-    assert all(r["n"] == 40 and r["seed"] == 2 and r["features"].startswith("judge ") for r in rows), "on every row"
+    assert all(r["n"] == 40 and r["seed"] == 2 and r["features"].startswith("feature network ") and r["reference"] for r in rows), "on every row"
     assert rows[-1]["frechet"] == rows[0]["frechet_real"] < rows[0]["frechet"] / 3
-    assert "judge " in said and max(len(line) for line in said.splitlines() if line.startswith(("1 step", "real"))) < 100
+    assert max(len(line) for line in said.splitlines() if line.startswith(("1 step", "real"))) < 100
 
     assert run("eval", folder, "--n", 40, "--seed", 2) == 0
-    assert "training one" not in capsys.readouterr().out, "the judge is kept"
+    assert "training a network" not in capsys.readouterr().out, "the judge is kept"
     assert json.loads((folder / "scores.json").read_text())["scores"] == rows, "same seed, same scores"
-
-    net = metrics.load_judge(judges[0])
-    monkeypatch.setattr(metrics, "inception", lambda: net)
-    assert run("eval", folder, "--n", 40, "--seed", 2, "--features", "inception") == 0
-    rows = json.loads((folder / "scores.json").read_text())["scores"]
-    assert [r["seeds"] for r in rows] == ["80 ... 119"] * 8 + ["0 ... 39"] and len(list((tmp_path / "data").glob("stat*"))) == 1
 
 
 def test_eval_where_nothing_can_judge(pictures, tmp_path, capsys):
     folder = tmp_path / "run"
     assert run("train", "pictures", "--data", pictures, "--out", folder, "--steps", 1, *SMALL) == 0
-    assert "holds no judge" in slip(capsys, "eval", folder, "--judge", folder / "preset.json")
+    assert "holds no feature network" in slip(capsys, "eval", folder, "--judge", folder / "preset.json")
     assert "invalid choice" in slip(capsys, "eval", folder, "--features", "eyes")
 
 
@@ -172,7 +177,7 @@ def test_without_the_notebooks_packages(digits, tmp_path, monkeypatch):
                                            (["--steps", 9, "--minutes", 2], (9, 2)), (["--set", "steps=9"], (9, 3))])
 def test_a_budget_replaces_the_presets(words, budget):
     args = cli.parser().parse_args(["train", "digits", "--out", "x", *map(str, words)])
-    config = presets.get("digits").changed(steps=7, minutes=3).changed(**cli._changes(args)).config()
+    config = presets.get("digits").changed(steps=7, minutes=3).changed(**cli.changes(args)).config()
     assert (config.steps, config.minutes) == budget
 
 
@@ -203,13 +208,12 @@ def test_slips_with_files(digits, tmp_path, capsys):
         capsys, "train", "imagenet256-s", "--out", tmp_path / "new", "--data", tmp_path, "--set", "width=48", "--set", "depth=1")
 
 
-def test_presets_and_bench(capsys):
+def test_presets(capsys):
     assert run("presets") == 0
     listed = capsys.readouterr().out
     assert all(name in listed for name in presets.names())
     assert run("presets", "digits") == 0 and "width=" in capsys.readouterr().out
     assert "did you mean cifar10-paper?" in slip(capsys, "presets", "cifar-10")
-    assert "'unett' is unknown; choose from digits, dit-s4, unet" in slip(capsys, "bench", "unett")
 
 
 def test_debugging_shows_where(tmp_path, monkeypatch):
@@ -231,3 +235,79 @@ def test_two_processes(tmp_path):
     assert said.count("samples   ") == said.count("model     ") == 1
     _, one = train_with("one")
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(one.parameters(), two.parameters())), "the same weights"
+
+
+# ---- how a run ends
+
+def test_a_dead_training_has_its_own_exit_status(tmp_path, capsys):
+    assert run("train", "toy-moons", "--out", tmp_path / "hot", "--lr", 1e6, "--steps", 500, "--batch", 32, "--set", "width=16") == 3
+    said = capsys.readouterr()
+    assert "gradient that is zero" in said.err and "model     " not in said.out, "no model is announced"
+    assert runs.Run(tmp_path / "hot").state.startswith("broken")
+
+
+def test_a_last_checkpoint_that_cannot_be_written(tmp_path, capsys, monkeypatch):
+    def full(self, data):
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr(runs.Hashing, "write", full)
+    assert run("train", "toy-moons", "--out", tmp_path / "full", "--steps", 5, "--batch", 32, "--set", "width=16") == 1
+    assert "could not write a checkpoint" in capsys.readouterr().out
+
+
+def test_slips_with_numbers(digits, tmp_path, capsys):
+    assert "at least" in slip(capsys, "eval", digits, "--n", -1) and "at least" in slip(capsys, "eval", digits, "--n", 0)
+    assert "--n must be at least 1" in slip(capsys, "sample", digits, "--out", tmp_path / "x.png", "--n", 0)
+    assert "steps must be" in slip(capsys, "sample", digits, "--out", tmp_path / "x.png", "--steps", 0)
+    assert "width" in slip(capsys, "train", "toy-moons", "--out", tmp_path / "new", "--set", "width=0")
+    assert "--set takes name=value" in slip(capsys, "train", "toy-moons", "--out", tmp_path / "new", "--set", "width")
+
+
+def test_torn_files(digits, tmp_path, capsys):
+    from shutil import copytree
+    for name in ("run.json", "preset.json"):
+        torn = copytree(digits, tmp_path / name)
+        (torn / name).write_text((torn / name).read_text()[:40])
+        assert f"{name} is damaged" in slip(capsys, "train", "--out", torn) and "is damaged" in slip(capsys, "sample", torn, "--out", tmp_path / "x.png")
+
+
+# ---- one's own pictures and networks
+
+def test_a_folder_of_ones_own_pictures(pictures, tmp_path, capsys):
+    words = ["train", "digits", "--images", pictures, "--out", tmp_path / "mine", "--steps", 2, *SMALL]
+    assert run(*words) == 0
+    said = capsys.readouterr().out
+    assert "600 x 1x8x8, 10 classes" in said.partition("\n")[0], "the data are named first"
+    assert run("sample", tmp_path / "mine", "--out", tmp_path / "x.png", "--label", 3, "--n", 4) == 0
+    assert run("train", "--out", tmp_path / "mine") == 0 and "going on" in capsys.readouterr().out
+
+
+def test_a_network_of_ones_own(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_nets_for_imm.py").write_text("""
+from imm_edu.mlp import MLP
+def tiny(): return Tiny(2, 1, 8, 2)
+class Tiny(MLP): pass
+""")
+    assert run("train", "toy-moons", "--net", "my_nets_for_imm:tiny", "--out", "mine", "--steps", 3, "--batch", 32) == 0
+    assert "say --net my_nets_for_imm:tiny" in slip(capsys, "sample", "mine", "--out", "x.png"), "a file's word is not enough to import code"
+    assert run("sample", "mine", "--net", "my_nets_for_imm:tiny", "--out", "x.png") == 0
+    assert "does not" in slip(capsys, "train", "toy-moons", "--net", "my_nets_for_imm:nothing", "--out", "other")
+
+
+def test_a_preset_of_another_size_takes_no_memory(digits, tmp_path, capsys):
+    from shutil import copytree
+    odd = copytree(digits, tmp_path / "odd")
+    recipe = json.loads((odd / "preset.json").read_text())
+    recipe["changes"]["net.width"] = 40_000
+    (odd / "preset.json").write_text(json.dumps(recipe))
+    assert "describes another network" in slip(capsys, "sample", odd, "--out", tmp_path / "x.png")
+
+
+def test_a_model_that_cannot_be_written(tmp_path, capsys, monkeypatch):
+    def full(*args, **kw):
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr(pretrained, "save", full)
+    words = ["train", "toy-moons", "--out", tmp_path / "full", "--steps", 5, "--batch", 32, "--set", "width=16"]
+    assert run(*words) == 1 and "its checkpoint is whole" in capsys.readouterr().out
+    monkeypatch.undo()
+    assert run(*words) == 0 and (tmp_path / "full" / "config.json").exists(), "the same command writes it now"

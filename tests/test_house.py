@@ -17,7 +17,33 @@ def test_the_notebooks_are_the_source():
 
 def test_notebooks_are_clean():
     dirty = house.unclean()
-    assert not dirty, f"{', '.join(dirty)}: run nbdev_clean, so that differences show only what a person changed"
+    assert not dirty, f"{', '.join(dirty)}: run make tidy, so that differences show only what a person changed"
+
+
+def test_notebooks_open_unchanged_in_jupyterlab():
+    other = [p.name for p in house.chapters() if json.loads(p.read_text())["metadata"] != house.METADATA]
+    assert not other, f"{', '.join(other)}: run make tidy, or JupyterLab writes its metadata there as soon as they are opened"
+
+
+def test_our_kernel_gives_what_jupyterlab_writes(tmp_path, monkeypatch):
+    from jupyter_client.manager import start_new_kernel
+    house.install_kernel(tmp_path)
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "share/jupyter"))
+    manager, client = start_new_kernel(kernel_name="python3")
+    info, spec = client.kernel_info(reply=True, timeout=60)["content"]["language_info"], manager.kernel_spec
+    client.stop_channels()
+    manager.shutdown_kernel(now=True)
+    kernelspec = dict(name="python3", display_name=spec.display_name, language=spec.language)
+    assert dict(kernelspec=kernelspec, language_info=info) == house.METADATA, "a notebook would open with a change to save"
+
+
+def test_metadata_is_written_and_cells_stay(tmp_path):
+    old = house.NBS / "index.ipynb"
+    nb = json.loads(old.read_text())
+    path = tmp_path / "index.ipynb"
+    path.write_text(json.dumps(dict(nb, metadata=dict(kernelspec=dict(name="other"), widgets={}))))
+    house.write_metadata(path)
+    assert json.loads(path.read_text()) == dict(nb, metadata=house.METADATA)
 
 
 def test_chapters_use_only_earlier_ones():
@@ -125,3 +151,16 @@ sys.stderr.write("\r   \r");"""
     house.run(path)
     outputs = [(o["name"], "".join(o["text"])) for o in house.outputs(house.read(path))]
     assert outputs == [("stdout", "one line\n")], "a print is one piece, and a bar that was wiped away leaves nothing"
+
+
+@pytest.mark.parametrize("path", house.chapters(), ids=lambda p: p.stem)
+def test_what_is_kept_is_measured_again_only_when_asked(path):
+    "Cells that take long run in JupyterLab's Run All, but not here: they must ask before they write into nbs/results"
+    places = set(re.findall(r"^(\w+) *= *Path\(\"results", "\n".join(c["source"] for c in house.code_cells(house.read(path))), re.M))
+    for cell in house.code_cells(house.read(path)):
+        lines = cell["source"].splitlines()
+        for i, line in enumerate(lines):
+            writes = re.search(r"write_text|write_bytes|\bsave\(|save_file|savefig|keep\(", line)
+            if writes and not line.lstrip().startswith("def ") and ("\"results" in line or any(re.search(rf"\b{v}\b", line) for v in places)):
+                asked = any("REMAKE" in l for l in lines[:i + 1])
+                assert asked, f"{path.name} writes what is kept without asking: put `if REMAKE:` before {line.strip()!r}"

@@ -1,5 +1,6 @@
 "Setting up, importing and packaging."
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -58,6 +59,37 @@ def test_an_interrupted_install_is_not_taken_for_a_finished_one(bare):
         done = make("test", bare, bare / "bin")
         assert done.returncode and "The install did not finish" in done.stdout, done.stdout + done.stderr
     assert not (bare / ".venv" / "ready").exists()
+
+
+def test_uv_installs_where_it_is(bare):
+    fake_python(bare, 'case "$*" in "-m venv"*) mkdir -p .venv/bin; printf "#!/bin/sh\\necho python \\$* >> calls\\n" > .venv/bin/python; chmod +x .venv/bin/python;; esac')
+    for tool in ("mkdir", "chmod"):
+        (bare / "bin" / tool).symlink_to(shutil.which(tool))
+    uv = bare / "bin" / "uv"
+    uv.write_text("#!/bin/sh\necho uv $* >> calls\n")
+    uv.chmod(0o755)
+
+    def installed(**variables):
+        shutil.rmtree(bare / ".venv", ignore_errors=True)
+        (bare / "calls").unlink(missing_ok=True)
+        done = make(".venv/ready", bare, bare / "bin", **variables)
+        assert done.returncode == 0, done.stdout + done.stderr
+        line, = [l for l in (bare / "calls").read_text().splitlines() if "install" in l]
+        assert line.endswith("-c requirements.lock --editable .[dev]"), "the lock, either way"
+        return line
+
+    assert installed().startswith(f"uv pip install --python {bare}/.venv/bin/python")
+    assert installed(UV="").startswith("python -m pip install")
+    uv.unlink()
+    assert installed().startswith("python -m pip install"), "uv is never required"
+
+
+def test_the_oldest_torch_is_the_one_that_settings_name(bare):
+    done = subprocess.run(["make", "-n", "oldest"], cwd=bare, capture_output=True, text=True)
+    assert 'LOCK="torch==2.6.* torchvision==0.21.*"' in done.stdout, done.stdout + done.stderr
+    files = re.findall(r"tests/test_\w+\.py", done.stdout)
+    assert len(files) > 5 and all((house.ROOT / f).exists() for f in files)
+    assert "torch>=2.6 torchvision>=0.21 " in (house.ROOT / "settings.ini").read_text()
 
 
 def test_a_second_call_does_not_install_again():

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from imm_edu import train
+from imm_edu import run, train
 from imm_edu.data import seeded, toy
 from imm_edu.flow import OTFM
 from imm_edu.mlp import MLP
@@ -80,7 +80,7 @@ def test_parts_have_the_gradient_of_the_whole():
 def test_the_best_checkpoint_is_the_lowest_and_stays(tmp_path):
     scores = iter([3., 1., 2., 4.])
     config = train.Config(steps=8, batch=32, save_every=2, keep=1, lr=1e-3)
-    train.fit(network(), toy("moons"), OBJECTIVE, config, tmp_path, view=lambda *_: None, score=lambda ema: next(scores))
+    run.fit(network(), toy("moons"), OBJECTIVE, config, tmp_path, view=lambda *_: None, score=lambda ema: next(scores))
     best = json.loads((tmp_path / "best.json").read_text())
     assert best["score"] == 1. and best["checkpoint"].startswith("00000004"), f"the lowest score is the best; kept is {best}"
     names = sorted(p.name for p in (tmp_path / "checkpoints").glob("*.pt"))

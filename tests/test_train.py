@@ -1,215 +1,178 @@
-"What chapter 08 promises across processes: killed runs, two processes, full disks."
-import errno
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
+"What a training refuses, what it says when it goes wrong, and what it keeps."
+import math
+import re
 
 import pytest
 import torch
+from torch import nn
 
-import house
 import training
 from imm_edu import train
+from imm_edu.data import Images, toy
+from imm_edu.dit import DiT
+from imm_edu.flow import OTFM
+from imm_edu.mlp import MLP
+from imm_edu.objective import Objective
+from imm_edu.precond import IMM
+from imm_edu.unet import UNet
 
-PROGRAM = Path(__file__).with_name("training.py")
-KILLS = 200 if "slow" in os.environ.get("FLAGS", "") else 20
-
-
-def python(*args, launcher=(), **env):
-    command = [sys.executable, *launcher, str(PROGRAM), *map(str, args)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=house.ROOT, env={**os.environ, "ACCELERATE_USE_CPU": "1", **env})
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    return done.stdout
-
-
-def test_killed_at_random_moments(tmp_path, capsys):
-    seen = json.loads(python(tmp_path, KILLS, 0).splitlines()[-1])
-    with capsys.disabled():
-        print(f" {seen} ", end="")
-    assert seen["kills"] >= KILLS and seen["during_a_write"] > 0, f"the test should also kill during a write: {seen}"
+OBJECTIVE = Objective(k=9, M=4)
 
 
-def test_two_processes_compute_the_losses_of_one(tmp_path):
-    python("losses", tmp_path / "one.json", OMP_NUM_THREADS="1")
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    python("losses", tmp_path / "two.json", launcher=launcher, OMP_NUM_THREADS="1")
-    one, two = (json.loads((tmp_path / f"{n}.json").read_text()) for n in ("one", "two"))
-    assert (one["processes"], two["processes"]) == (1, 2)
-    worst = max(abs(a / b - 1) for a, b in zip(one["losses"], two["losses"]))
-    assert len(one["losses"]) == 25 and worst < 1e-4, f"losses differ by {worst:.1e}, other rounding makes some 1e-6"
+def make(model=None, data=None, objective=OBJECTIVE, teacher="self", **kw):
+    return train.Training(model or training.network(), data or toy("moons"), objective, train.Config(**{**dict(steps=4, batch=16), **kw}), teacher)
 
 
-@pytest.fixture
-def full_disk(monkeypatch):
-    "A disk that is full while `full` is true"
-    state = {"full": False}
-    write = train._Hashing.write
-
-    def failing(self, data):
-        if state["full"]:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return write(self, data)
-    monkeypatch.setattr(train._Hashing, "write", failing)
-    return state
+@pytest.mark.parametrize("kw, words", [
+    (dict(steps=0), "give a budget"), (dict(schedule="cosin"), "schedule 'cosin' is unknown; choose one of constant, linear, cosine"),
+    (dict(steps=1.5), "steps must be a whole number, at least 0; got 1.5"), (dict(ema=1), "[0, 1); got 1"), (dict(compile="graphs"), "choose one of False, True"),
+    (dict(lr=0), "lr must be positive; got 0"), (dict(lr=math.nan), "lr must be positive"), (dict(batch=True), "batch must be a whole number"),
+    (dict(precision="half"), "precision 'half' is unknown"), (dict(patience=0), "patience must be a whole number, at least 1"),
+    (dict(clip=-1.), "clip must be a number, at least 0"), (dict(optimiser="sgd"), "choose one of adamw, radam"), (dict(keep=0), "keep")])
+def test_settings_that_cannot_be_meant(kw, words):
+    with pytest.raises(ValueError, match=re.escape(words)):
+        train.Config(**{**dict(steps=4), **kw})
 
 
-def test_a_full_disk_loses_nothing(tmp_path, capsys, full_disk):
-    def view(t, record):
-        full_disk["full"] = 20 < record.step < 40
-        if full_disk["full"]:
-            assert max(train.Run(tmp_path / "run").saved()).name.startswith("00000021"), "the last good checkpoint must stay"
-    got = training.weights(training.run(tmp_path / "run", view))
-    said = capsys.readouterr().out
-    assert "could not write a checkpoint" in said and "Free some space" in said
-    assert not list((tmp_path / "run" / "checkpoints").glob(".*")), "half a file is left"
-    want = training.weights(training.run(tmp_path / "undisturbed"))
-    assert all(torch.equal(a, b) for a, b in zip(want, got))
+def pictures(classes=10, size=8, channels=1, augment=0.):
+    g = torch.Generator().manual_seed(0)
+    label = torch.arange(64) % classes if classes else None
+    return Images(torch.randint(256, (64, channels, size, size), dtype=torch.uint8, generator=g), label, augment=augment)
 
 
-def test_a_limit_on_file_size_loses_nothing(tmp_path):
-    "A failing disk as the system reports it, not as we imagine it"
-    code = f"""if 1:
-        import resource, signal, sys
-        sys.path.insert(0, {str(PROGRAM.parent)!r})
-        import training, torch
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        def view(t, record):
-            if record.step == 20: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
-            if record.step == 40: resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-        got = training.weights(training.run({str(tmp_path / 'a')!r}, view))
-        want = training.weights(training.run({str(tmp_path / 'b')!r}))
-        assert all(torch.equal(a, b) for a, b in zip(want, got))"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=house.ROOT)
-    assert done.returncode == 0, done.stderr
-    assert "could not write a checkpoint" in done.stdout
+def dit(classes=10, size=8, channels=1):
+    return IMM(DiT(size, channels, 2, 16, 1, 1, classes=classes), OTFM())
 
 
-def test_interrupt_saves_and_goes_on(tmp_path, capsys):
-    import signal
-    def view(t, record):
-        if record.step == 25:
-            signal.raise_signal(signal.SIGINT)
-    stopped = training.run(tmp_path / "run", view)
-    assert stopped.step == 25 and "run it again to go on" in capsys.readouterr().out
-    got = training.weights(training.run(tmp_path / "run"))
-    assert "going on with" in capsys.readouterr().out
-    want = training.weights(training.run(tmp_path / "undisturbed"))
-    assert all(torch.equal(a, b) for a, b in zip(want, got))
+def unet(augment=0):
+    return IMM(UNet(8, 1, width=32, mults=(1,), blocks=1, attention=(), classes=10, augment=augment), OTFM())
+
+
+class Nine:
+    "Data of one's own, which say nothing about themselves"
+    def batch(self, step, size, seed=0):
+        return torch.zeros(size, 1, 8, 8), torch.full((size,), 9)
+
+
+@pytest.mark.parametrize("build, words", [
+    (lambda: make(MLP()), "model must be an IMM around a network; got MLP"), (lambda: make(objective={}), "objective must be an Objective; got dict"),
+    (lambda: make(data=[1]), "data must have batch"), (lambda: make(batch=18), "batch = 18 must be a multiple of 4"),
+    (lambda: make(accumulate=8), "batch = 16 must be a multiple of 32"), (lambda: make(teacher="other"), "teacher must be 'self' or 'ema'"),
+    (lambda: make(dit(9), pictures()), "the data have 10 classes and DiT knows 9; build it with classes=10"),
+    (lambda: make(dit(9), Nine()), "the data have 10 classes"), (lambda: make(dit(5), pictures()), "build it with classes=10"),
+    (lambda: make(dit(size=16), pictures()), "the data are torch.float32 [1, 8, 8], but DiT takes floats [1, 16, 16]"),
+    (lambda: make(dit(channels=3), pictures()), "takes floats [3, 8, 8]"),
+    (lambda: make(unet(), pictures(augment=.1)), "the data give 9 augmentation labels for each image, but UNet takes 0"),
+    (lambda: make(unet(9), pictures()), "the data give 0 augmentation labels for each image, but UNet takes 9: use data with augment=0.12"),
+    (lambda: make(precision="fp16"), "'fp16' needs a CUDA GPU")])
+def test_what_does_not_fit_is_refused(build, words):
+    if "fp16" in words and torch.cuda.is_available():
+        pytest.skip("fp16 runs here")
+    with pytest.raises((ValueError, TypeError), match=re.escape(words)):
+        build()
+
+
+def test_what_fits_trains():
+    for model, data in ((dit(), pictures()), (dit(0), pictures()), (dit(10), pictures(0)), (unet(9), pictures(augment=.5)), (dit(12), pictures())):
+        for record in train.train(make(model, data, steps=2)):
+            assert math.isfinite(record.loss) and record.grad_norm > 0
+    for teacher, optimiser in (("ema", "adamw"), ("self", "radam")):
+        assert list(train.train(make(teacher=teacher, optimiser=optimiser)))[-1].step == 4
+
+
+class Torn:
+    "Points that are NaN at some steps"
+    def __init__(self, bad): self.bad = bad
+    def batch(self, step, size, seed=0):
+        x, label = toy("moons").batch(step, size, seed)
+        return (x * math.nan if self.bad(step) else x), label
+
+
+def test_a_step_that_is_not_finite_changes_nothing(capsys):
+    training_ = make(data=Torn(lambda n: n == 2), steps=5)
+    before = None
+    for record in train.train(training_):
+        if record.step == 2:
+            before = [p.clone() for p in training_.params]
+        if record.step == 3:
+            assert all(torch.equal(a, b) for a, b in zip(before, training_.params)), "the weights must stay as they were"
+    assert record.skipped == 1 and math.isfinite(record.loss)
+    assert "step 3: the gradient is not finite; 1 of the last 3 steps changed nothing" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kw, words", [
+    (dict(data=Torn(lambda n: n % 3 == 2)), "not finite, up to step 60. The batch of step 60 holds values that are not finite: mend the data"),
+    (dict(data=Torn(lambda n: True)), "20 of the last 20 steps had a gradient that is not finite, up to step 20. The batch"),
+    (dict(lr=1e6), "gradient that is zero"), (dict(lr=1e6), "Lower lr (now 1e+06)")])
+def test_a_dead_training_says_so_and_ends(kw, words):
+    with pytest.raises(train.Broken, match=re.escape(words)):
+        for _ in train.train(make(steps=500, **kw)):
+            pass
+
+
+def test_the_count_of_bad_steps_survives_a_stop():
+    first = make(data=Torn(lambda n: n % 3 == 2), steps=500)
+    for record in train.train(first):
+        first.stop = record.step == 45
+    second = make(data=Torn(lambda n: n % 3 == 2), steps=500)
+    second.restore(first.state())
+    assert second.skipped == 15
+    with pytest.raises(train.Broken, match="up to step 60"):
+        for _ in train.train(second):
+            pass
 
 
 def test_a_full_memory_is_remembered(tmp_path, capsys, monkeypatch):
     "Out of memory in the second of two parts, stopped, continued: as if the batch had been cut into four from the start"
-    calls, forward = [], training.DiT.forward
+    calls, forward = [], MLP.forward
 
     def limited(self, x, *args):
         calls.append(len(x))
         if len(x) > 5 and len(calls) > 2:
             raise torch.OutOfMemoryError(f"no room for {len(x)} samples")
         return forward(self, x, *args)
-    want = training.weights(training.run(tmp_path / "cut", accumulate=4))
-    monkeypatch.setattr(training.DiT, "forward", limited)
-
-    def view(t, record):
-        t.stop = record.step == 20
-    training.run(tmp_path / "run", view, accumulate=2)
+    want = training.weights(training.fit(tmp_path / "cut", accumulate=4))
+    monkeypatch.setattr(MLP, "forward", limited)
+    training.fit(tmp_path / "run", lambda t, r: setattr(t, "stop", r.step == 20), accumulate=2)
     assert capsys.readouterr().out.count("out of memory") == 1 and calls[:4] == [8, 8, 8, 4], "found in the second part"
-    done = training.run(tmp_path / "run", accumulate=2)
+    done = training.fit(tmp_path / "run", accumulate=2)
     assert done.accumulate == 4 and "out of memory" not in capsys.readouterr().out, "the continued run starts with 4"
-    assert all(torch.equal(a, b) for a, b in zip(want, training.weights(done)))
+    assert training.same(want, training.weights(done))
 
 
-def test_a_budget_in_minutes_ends_with_a_checkpoint(tmp_path):
+def test_a_memory_that_is_too_small_for_a_group(monkeypatch):
+    def never(self, x, *args):
+        raise torch.OutOfMemoryError("no room")
+    monkeypatch.setattr(MLP, "forward", never)
+    with pytest.raises(train.Broken, match="out of memory with 4 samples at a time, in groups of M = 4"):
+        next(train.train(make()))
+
+
+def test_the_class_that_a_network_without_classes_is_not_told():
+    assert next(train.train(make(dit(0), pictures()))).step == 1
+
+
+def test_compiled_once_per_batch_size(monkeypatch):
     seen = []
-    training.run(tmp_path, lambda t, r: seen.append(r), steps=0, minutes=.01, save_every=10**6, log_every=10**6)
-    last = seen[-1]
-    assert last.progress == 1 and last.step > 1, "the last record is at the end of the budget"
-    assert [p.name[:8] for p in train.Run(tmp_path).saved()] == [f"{last.step:08}"], "the end of the budget is saved"
-    assert [row["step"] for row in train.Run(tmp_path).metrics()] == [last.step], "and logged"
+    monkeypatch.setattr(torch, "compile", lambda model, dynamic=None: seen.append(dynamic) or model)
+    assert next(train.train(make(compile=True))).step == 1 and seen == [False]
 
 
-@pytest.mark.parametrize("kind, batch", [("unet", 32), ("dit", 64)])
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="measures with Linux's /proc")
-def test_memory_is_predicted(kind, batch, capsys):
-    "The threshold makes glibc give freed memory back, which else it keeps: 13 % more for the U-Net"
-    seen = json.loads(python("memory", kind, batch, OMP_NUM_THREADS="1", MALLOC_MMAP_THRESHOLD_="65536").splitlines()[-1])
-    ratio = seen["predicted"] / seen["measured"]
-    with capsys.disabled():
-        print(f" {kind}: {seen['measured']/1e6:.0f} MB, predicted {ratio:.2f} of it ", end="")
-    assert abs(ratio - 1) < .15, seen
+def test_bf16_trains_and_remembers_what_auto_meant(monkeypatch):
+    monkeypatch.setattr(train, "bf16_pays", lambda: True)
+    first = make(precision="auto")
+    if first.device.type == "cuda":
+        pytest.skip("asks the GPU, not the CPU")
+    assert first.precision == "bf16" and math.isfinite(next(train.train(first)).loss)
+    monkeypatch.setattr(train, "bf16_pays", lambda: False)
+    second = make(precision="auto")
+    assert second.precision == "fp32"
+    second.restore(first.state())
+    assert second.precision == "bf16", "a run goes on in the precision that it began with"
 
 
-def ghost(kind, **kw):
-    "A step of 16 images without content"
-    t = training.images(kind, 16, **kw)
-    g, mode = train._ghost(t)
-    g.params, g.averages = list(g.model.parameters()), list(g.ema.parameters())
-    g.optimiser, g.waits, g.unread, g.known = train._optimiser(g), False, [], (0., 0.)
-    return g, mode
-
-
-def test_a_step_reads_nothing():
-    "What has no content cannot be read, so a step without content shows that nothing waits for a number"
-    g, mode = ghost("dit", steps=99)
-    with mode:
-        records = [g.take_step() for _ in range(3)]
-        assert [r.fresh for r in records] == [0, 0, 0] and len(g.unread) == 3
-        with pytest.raises(Exception, match="(?i)data.dependent|_local_scalar_dense|fake"):
-            train._look(g)
-
-
-@pytest.mark.parametrize("kind", ["unet", "dit"])
-def test_all_of_a_step_is_on_the_device(kind):
-    "A tensor of the CPU's among the GPU's means a copy that waits, and no CUDA graph"
-    from torch.utils._python_dispatch import TorchDispatchMode
-    g, mode = ghost(kind)
-    moved = lambda v: torch.empty_like(v, device="cuda") if isinstance(v, torch.Tensor) else v
-    found = set()
-
-    class Places(TorchDispatchMode):
-        def __torch_dispatch__(self, f, types, args=(), kwargs=None):
-            out = f(*args, **kwargs or {})
-            for v in (*args, *(out if isinstance(out, (list, tuple)) else [out])):
-                if isinstance(v, torch.Tensor) and v.device.type != "cuda":
-                    found.add(str(f))
-            return out
-    with mode:
-        for module in g.model.eval().modules():
-            for table in (module._parameters, module._buffers):
-                table.update({k: moved(v) for k, v in table.items()})
-        x, told, draw = g.examples()
-        x, draw = moved(x), type(draw)(*map(moved, draw))
-        try:
-            with Places():
-                loss = g.objective(g.model, x, draw=draw).loss.mean()
-        except RuntimeError as e:
-            if "CUDA" not in str(e):
-                raise
-            pytest.skip("this torch imitates a GPU only where there is one")
-        assert loss.device.type == "cuda" and not found, found
-
-
-def test_graphs_in_rehearsal(monkeypatch, tmp_path):
-    "Each call of a recorded model destroys what the last one returned, and each round starts with a mark"
-    last, marks = [], []
-
-    def recorded(model, dynamic=None, mode=None):
-        assert (dynamic, mode) == (False, "reduce-overhead")
-
-        def call(*args, **kw):
-            for old in last:
-                old.data.fill_(float("nan"))
-            last[:] = [model(*args, **kw)]
-            return last[0]
-        return call
-    want = training.weights(training.run(tmp_path / "plain", accumulate=2))
-    monkeypatch.setattr(torch, "compile", recorded)
-    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: marks.append(1))
-    monkeypatch.setattr(train, "_check_compile", lambda training: None)
-    places = set()
-    view = lambda t, record: places.add(tuple(p.grad.data_ptr() for p in t.params))
-    got = training.weights(training.run(tmp_path / "graphs", view, accumulate=2, compile="graphs"))
-    assert all(torch.equal(a, b) for a, b in zip(want, got))
-    assert len(marks) == 60 * 2, "a round for each part of each step"
-    assert len(places) == 1, "gradients must stay where they are"
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp16", "auto"])
+def test_every_precision_trains_on_a_gpu(precision):
+    rows = list(train.train(make(precision=precision, steps=30, log_every=5)))
+    assert math.isfinite(rows[-1].loss) and [r.fresh for r in rows[:6]] == [0, 0, 0, 0, 5, 0], "numbers are read every five steps"

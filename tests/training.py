@@ -1,52 +1,56 @@
-"""A small run for the tests of chapter 08, as a program of its own.
+"""A small run for the tests of chapters 08 and 14, as a program of its own.
 
-`python tests/training.py FOLDER KILLS SEED` kills runs at random moments, continues them, and compares the weights.
+`python tests/training.py kill FOLDER KILLS SEED` kills runs at random moments, continues them, and compares the weights.
+`python tests/training.py kill2 FOLDER KILLS SEED` does so with two processes. `torchrun ... tests/training.py two FOLDER` is one such run.
 `torchrun ... tests/training.py losses FILE` writes the losses of a short run, whatever the number of processes.
-`python tests/training.py memory NET BATCH` prints the peak of two training steps as predicted and as measured.
+`python tests/training.py train FOLDER` trains until it is done, slowly.
 """
 import json
 import os
 import random
-import re
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
 
 import torch
 
-from imm_edu import train
+from imm_edu import run, train
 from imm_edu.data import toy
-from imm_edu.dit import DiT
 from imm_edu.flow import OTFM
+from imm_edu.mlp import MLP
 from imm_edu.objective import Objective
 from imm_edu.precond import IMM
-from imm_edu.unet import UNet
 
 
 def network(width=16):
     torch.manual_seed(0)
-    return IMM(DiT(size=1, channels=2, patch=1, width=width, depth=1, heads=1), OTFM())
+    return IMM(MLP(width=width, depth=2, waves=4), OTFM())
 
 
-def run(folder, view=None, steps=60, **kw):
+def fit(folder, view=None, model=None, data=None, steps=60, score=None, **kw):
     config = train.Config(**dict(dict(steps=steps, batch=16, lr=3e-3, schedule="cosine", save_every=3, log_every=1), **kw))
-    return train.fit(network(), toy("spiral"), Objective(k=9, M=4), config, folder, view or (lambda *_: None))
+    return run.fit(model or network(), data or toy("spiral"), Objective(k=9, M=4), config, folder, view or (lambda *_: None), score)
 
 
 def weights(training):
     return [v.clone() for part in (training.model, training.ema) for v in part.state_dict().values()]
 
 
+def same(a, b):
+    return all(torch.equal(v, w) for v, w in zip(a, b))
+
+
 def slow_disk(every=20, seconds=.004):
     "Makes writing a checkpoint take long enough to be killed in"
-    write, calls = train._Hashing.write, iter(range(10**9))
+    write, calls = run.Hashing.write, iter(range(10**9))
 
     def slowly(self, data):
         if not next(calls) % every:
             time.sleep(seconds)
         return write(self, data)
-    train._Hashing.write = slowly
+    run.Hashing.write = slowly
 
 
 def child(folder):
@@ -57,17 +61,24 @@ def child(folder):
     try:
         sys.stdout = open(os.devnull, "w")
         slow_disk()
-        run(folder)
+        fit(folder)
         os._exit(0)
     except BaseException as e:
         print(repr(e), file=sys.stderr, flush=True)
         os._exit(1)
 
 
+def check(folder, want):
+    "A finished run has the weights of an undisturbed one, and every step once in its log"
+    assert same(want, weights(fit(folder))), f"{folder}: other weights than without being killed"       # finished: this only restores it
+    steps = [row["step"] for row in run.Run(folder).metrics()]
+    assert steps == list(range(1, 61)), f"{folder}: the log should have every step once, has {steps}"
+
+
 def kill_some(folder, kills, seed):
-    "Kill and continue until enough were killed; every finished run must have the weights of an undisturbed one"
+    "Kill and continue until enough were killed"
     draw, done, in_write, finished = random.Random(seed), 0, 0, 0
-    want = weights(run(folder / "whole"))
+    want = weights(fit(folder / "whole"))
     while done < kills or not finished:
         home, status = folder / f"run{finished}", None
         while status is None:
@@ -86,58 +97,62 @@ def kill_some(folder, kills, seed):
             done += 1
             in_write += any((home / "checkpoints").glob(".*.part"))
         assert status == 0, f"a continued run failed (exit status {status})"
-        got = weights(run(home))                        # finished: this only restores it
-        assert all(torch.equal(a, b) for a, b in zip(want, got)), f"{home}: other weights than without being killed"
-        steps = [row["step"] for row in train.Run(home).metrics()]
-        assert steps == list(range(1, 61)), f"{home}: the log should have every step once, has {steps}"
+        check(home, want)
         finished += 1
     print(json.dumps(dict(kills=done, during_a_write=in_write, runs_finished=finished)))
 
 
+def launch(folder):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__, "two", str(folder)]
+    return subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def kill_two(folder, kills, seed):
+    "The same with two processes: the launcher and both workers die at once, some time after the first step"
+    draw, done, finished = random.Random(seed), 0, 0
+    assert launch(folder / "whole").wait() == 0, "two undisturbed processes failed"
+    want = run.Run(folder / "whole").newest()
+    while done < kills or not finished:
+        home = folder / f"run{finished}"
+        while True:
+            log, before, p = home / "metrics.jsonl", 0, launch(home)
+            if log.exists():
+                before = log.stat().st_mtime_ns
+            while p.poll() is None and (not log.exists() or log.stat().st_mtime_ns == before):
+                time.sleep(.01)                                     # until it trains
+            end = time.time() + draw.uniform(0, 1.5)
+            while p.poll() is None and (time.time() < end or any(home.glob("checkpoints/00000060-*"))):       # what is done may leave
+                time.sleep(.005)
+            if p.poll() is not None:
+                assert p.returncode == 0, f"a continued run failed (exit status {p.returncode})"
+                break
+            os.killpg(p.pid, signal.SIGKILL)
+            p.wait()
+            subprocess.run(["pkill", "-9", "-f", f"two {home}$"])   # the workers have sessions of their own
+            done += 1
+        found = run.Run(home).newest()
+        assert found["step"] == 60 and all(same(want[k].values(), found[k].values()) for k in ("model", "ema")), f"{home}: other weights"
+        finished += 1
+    print(json.dumps(dict(kills=done, runs_finished=finished)))
+
+
 def losses(file):
-    "Losses of a short run without dropout"
-    training = train.Training(network(), toy("spiral"), Objective(k=9, M=4), train.Config(steps=25, batch=32, lr=3e-3))
+    "Losses of a short run; in float64, so that other orders of the same sums make no difference"
+    training = train.Training(network().double(), toy("spiral"), Objective(k=9, M=4), train.Config(steps=25, batch=32, lr=3e-3))
     found = [record.loss for record in train.train(training)]
-    if training.crew.is_main_process:
-        Path(file).write_text(json.dumps(dict(processes=training.crew.num_processes, losses=found)))
+    if training.accelerator.is_main_process:
+        Path(file).write_text(json.dumps(dict(processes=training.accelerator.num_processes, losses=found)))
     training.disband()
-
-
-class Pixels:
-    "Images of noise"
-    def to(self, device):
-        return self
-
-    def batch(self, step, size, seed=0):
-        return torch.randn(size, 3, 32, 32, generator=torch.Generator().manual_seed(step)), None
-
-
-def images(kind, batch, **kw):
-    "A training on images of 32x32 pixels"
-    nets = dict(unet=lambda: UNet(32, 3, width=32, mults=(1, 2), blocks=1, attention=(16,)), dit=lambda: DiT(32, 3, 4, 96, 4, 3))
-    return train.Training(IMM(nets[kind](), OTFM()), Pixels(), Objective(), train.Config(**dict(dict(steps=2, batch=batch), **kw)))
-
-
-def _status(field):
-    return 1024 * int(re.search(rf"{field}:\s*(\d+)", Path("/proc/self/status").read_text())[1])
-
-
-def memory(kind, batch):
-    "What two steps add to the peak of this process, after a small one that loads what torch needs"
-    for _ in train.train(images(kind, 8)):
-        pass
-    before = _status("VmRSS")
-    big = images(kind, batch)
-    for _ in train.train(big):
-        pass
-    print(json.dumps(dict(measured=_status("VmHWM") - before, predicted=train.memory(big))))
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)                            # no thread pool, so that forking is safe
-    if sys.argv[1] == "losses":
-        losses(sys.argv[2])
-    elif sys.argv[1] == "memory":
-        memory(sys.argv[2], int(sys.argv[3]))
+    what, place, *numbers = sys.argv[1:]
+    if what == "losses":
+        losses(place)
+    elif what == "two":
+        fit(place, lambda *_: time.sleep(.02)).disband()
+    elif what == "train":
+        fit(place, lambda *_: time.sleep(.05))
     else:
-        kill_some(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+        dict(kill=kill_some, kill2=kill_two)[what](Path(place), *map(int, numbers))
