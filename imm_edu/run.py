@@ -256,16 +256,20 @@ def interruptible(training):
         for s, handler in before.items(): signal.signal(s, handler)
 
 class Bar:
-    "A bar over the budget, which shows itself after two seconds"
+    "A bar over the budget, which shows itself after two seconds; and a word, where the budget is a matter of days"
     def __init__(self, training, hidden:bool):
         from tqdm.auto import tqdm
         c, shape = training.config, "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
         self.by_steps = c.steps and not c.minutes
         total = dict(total=c.steps, unit="step") if self.by_steps else dict(total=100, unit="%")
         start = training.steps if self.by_steps else int(100 * training.progress)
-        self.bar = tqdm(initial=start, delay=2, disable=hidden, bar_format=shape, mininterval=.5, **total)
+        self.bar, self.seen = tqdm(initial=start, delay=2, disable=hidden, bar_format=shape, mininterval=.5, **total), 0
 
     def __call__(self, record):
+        self.seen += 1
+        if self.seen == 10 and 2*86_400 < record.left < math.inf:
+            print(f"at this speed the rest of the budget takes {record.left / 86_400:,.0f} days: take fewer steps, a smaller network, or a "
+                  "GPU; what is trained is kept and can be continued elsewhere", flush=True)
         now = record.step if self.by_steps else int(100 * record.progress)
         if now > self.bar.n: self.bar.update(now - self.bar.n)
         self.bar.set_postfix_str(f"loss {record.loss:.4f}, {record.images_s:.0f} images/s", refresh=False)

@@ -357,3 +357,10 @@ def test_a_torn_line_is_left_out(half):
     assert [row["step"] for row in run.Run(half).metrics()] == list(range(1, 31))
     training.fit(half)
     assert [row["step"] for row in run.Run(half).metrics()] == list(range(1, 61))
+
+
+def test_a_budget_of_days_is_named(tmp_path, capsys):
+    training.fit(tmp_path / "long", lambda t, r: setattr(t, "stop", r.step == 12), steps=10**9, schedule="constant")
+    assert re.search(r"the rest of the budget takes [\d,]+ days", capsys.readouterr().out)
+    training.fit(tmp_path / "short", steps=20)
+    assert "days" not in capsys.readouterr().out
