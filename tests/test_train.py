@@ -176,3 +176,12 @@ def test_bf16_trains_and_remembers_what_auto_meant(monkeypatch):
 def test_every_precision_trains_on_a_gpu(precision):
     rows = list(train.train(make(precision=precision, steps=30, log_every=5)))
     assert math.isfinite(rows[-1].loss) and [r.fresh for r in rows[:6]] == [0, 0, 0, 0, 5, 0], "numbers are read every five steps"
+
+
+def test_a_compiled_training_is_the_same_training(monkeypatch):
+    whole, losses = torch.compile, []
+    monkeypatch.setattr(torch, "compile", lambda *a, **k: whole(*a, **k, backend="aot_eager"))     # traced as always, but no C++ is built
+    for fast in (False, True):
+        t = make(training.network(), compile=fast)
+        losses.append([t.step().loss for _ in range(3)])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4), "compile=True may change rounding, and nothing else"
