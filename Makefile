@@ -20,6 +20,10 @@ quickstart: $(READY)  ## train the digits here, score them and look: minutes (ru
 	@$(PY) -m imm_edu.cli eval runs/quickstart
 	@echo "Look at runs/quickstart/samples.png. The chapter behind it is nbs/21_digits.ipynb: make lab, then open it there."
 
+cifar: $(READY)  ## train CIFAR-10 on this machine, score it, add a row to the board (ARGS="--minutes 10"; the same command goes on)
+	@$(PY) -m imm_edu.cli cifar $(ARGS)
+	@$(PY) tests/house.py board
+
 bench: $(READY)  ## measure training and sampling against a plain version (runs/bench; ARGS="--seconds 60 --compile" for more)
 	@$(PY) -m imm_edu.bench --all --out runs/bench $(ARGS)
 

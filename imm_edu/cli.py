@@ -3,8 +3,9 @@
 # %% auto #0
 __all__ = ['OPTIONS', 'COMMANDS', 'SLIPS', 'is_toy', 'draw', 'sheet', 'picture', 'plain_picture', 'write_picture', 'read_recipe',
            'recipe_for', 'preset_of', 'model_of', 'Watch', 'value', 'changes', 'train_command', 'image_scores', 'leave',
-           'load', 'sample_command', 'splits', 'step_counts', 'scores', 'eval_command', 'Parser', 'train_words',
-           'sample_words', 'eval_words', 'presets_words', 'presets_command', 'parser', 'main']
+           'load', 'sample_command', 'splits', 'step_counts', 'scores', 'eval_command', 'read_board', 'board_table',
+           'board_row', 'cifar_command', 'Parser', 'train_words', 'sample_words', 'eval_words', 'cifar_words',
+           'presets_words', 'presets_command', 'parser', 'main']
 
 # %% ../nbs/15_cli.ipynb #15-002
 import argparse, ast, json, math, os, sys, time
@@ -251,6 +252,51 @@ def eval_command(args) -> int:
     return 0
 
 # %% ../nbs/15_cli.ipynb #15-014
+def read_board(path) -> list:
+    "Rows of the board, one JSON a line"
+    lines = Path(path).read_text(encoding="utf-8").splitlines() if Path(path).exists() else []
+    try: return [json.loads(line) for line in lines]
+    except ValueError as e: raise ValueError(f"{path} holds a line that is no JSON ({e}); mend it first, nothing was added") from None
+
+def board_table(rows) -> str:
+    "The board in Markdown, the best score in two jumps first"
+    head = ("score, 1 jump", "2 jumps", "features, n", "preset", "pictures", "minutes", "images/s", "of peak", "machine", "commit")
+    lines = [head, ["---"]*len(head)]
+    for r in sorted(rows, key=lambda r: (r["features"], r["score"]["2"])):
+        share = f"{r['of_peak']:.0%} of {r['peak'] / 1e12:.3g} TFLOP/s"
+        lines.append((f"{r['score']['1']:.2f}", f"{r['score']['2']:.2f}", f"{r['features']}, {r['n']:,}", r["preset"], r["data"],
+                      f"{r['minutes']:.0f}", f"{r['images_s']:,.0f}", share, r["gpu"] or f"CPU, {r['threads']} threads", r["commit"]))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+def board_row(folder, preset, recipe) -> dict:
+    "What a finished and scored run says in one line"
+    run, scored = Run(folder), json.loads((Path(folder) / "scores.json").read_text(encoding="utf-8"))
+    last, batch = run.metrics()[-1], run.about()["settings"]["config"]["batch"]
+    plain = {str(int(r["samples"].split()[0])): r for r in scored["scores"] if r.get("guidance") == 1}
+    images_s, peak = last["step"] * batch / last["seconds"], max(presets.named("bench.peak_flops")().values())
+    return dict(began=run.about()["sessions"][0]["date"], preset=preset.name, changes=recipe["changes"], steps=last["step"],
+                images=last["step"] * batch, minutes=round(last["seconds"] / 60, 1), images_s=round(images_s, 2), peak=peak,
+                of_peak=round(4 * preset.cost().flops * images_s / peak, 4), score={k: r["frechet"] for k, r in plain.items()},
+                n=plain["2"]["n"], features="Inception" if "Inception" in plain["2"]["features"] else "small network",
+                protocol=plain["2"]["features"], data=preset.load_data(recipe["data"]).source, seed=scored["seed"], **surroundings())
+
+def cifar_command(args) -> int:
+    "Train CIFAR-10 on what is here, score it, and add it to the board"
+    kept, gpu = read_board(args.board), torch.cuda.is_available()
+    name = args.preset or ("cifar10-coffee" if gpu else "cifar10-laptop")
+    folder = args.out or Path("runs") / f"board-{name}"
+    budget = ["--minutes", str(args.minutes)] if args.minutes else []
+    if status := main(["train", name, "--out", str(folder), *budget]): return status
+    recipe = read_recipe(folder)
+    n, features = args.n or (50_000 if gpu else 2000), args.features or ("inception" if gpu else "network")
+    if any(r["began"] == Run(folder).about()["sessions"][0]["date"] for r in kept): return print(f"{folder} is on {args.board} already") or 0
+    if status := main(["eval", str(folder), "--features", features, "--n", str(n)]): return status
+    row = board_row(folder, preset_of(recipe), recipe)
+    with open(args.board, "a", encoding="utf-8") as f: f.write(json.dumps(row) + "\n")
+    print(f"{board_table([row])}\nboard     {args.board}")
+    return 0
+
+# %% ../nbs/15_cli.ipynb #15-016
 class Parser(argparse.ArgumentParser):
     "A command's arguments: a slip is told in one line, and help fits 100 columns"
     def __init__(self, *args, examples="", **kw):
@@ -295,6 +341,14 @@ def eval_words(p):
     p.add_argument("--code", metavar="DIR", help="a clone of DINOv2's repository, for its architecture")
     p.add_argument("--net", metavar="MODULE:FUNCTION", help="the network of a run that was trained with --net")
 
+def cifar_words(p):
+    p.add_argument("--preset", metavar="NAME", help="default: cifar10-coffee on a GPU, else cifar10-laptop")
+    p.add_argument("--minutes", type=float, metavar="X", help="of training (default: the preset's budget)")
+    p.add_argument("--out", type=Path, metavar="DIR", help="the run (default: runs/board-PRESET)")
+    p.add_argument("--n", type=int, help="samples to score (default: 50,000 on a GPU, else 2,000)")
+    p.add_argument("--features", choices=["network", "inception"], help="default: inception, the standard FID's, on a GPU, else network")
+    p.add_argument("--board", type=Path, default=Path("nbs/results/leaderboard.jsonl"), metavar="FILE", help="default: %(default)s")
+
 def presets_words(p): p.add_argument("name", nargs="?", metavar="NAME", help="one of them, in full")
 
 def presets_command(args) -> int:
@@ -302,7 +356,7 @@ def presets_command(args) -> int:
     print(presets.get(args.name) if args.name else presets.overview())
     return 0
 
-# %% ../nbs/15_cli.ipynb #15-015
+# %% ../nbs/15_cli.ipynb #15-017
 COMMANDS = dict(
     train=(train_command, train_words, "train a preset, or go on with a run", """examples:
   imm-edu train digits --out runs/digits
@@ -325,6 +379,9 @@ Exit status: 0 done, 1 last checkpoint not written, 2 a slip, 3 the training is 
   imm-edu eval runs/moons --n 2000 --seed 1
   imm-edu eval runs/cifar          in the features of a small network, trained once and kept
   imm-edu eval runs/cifar --features inception --n 50000         the standard FID"""),
+    cifar=(cifar_command, cifar_words, "train CIFAR-10 on this machine, score it, add a row to the board", """examples:
+  imm-edu cifar                       the preset's whole budget: 20 minutes on a GPU
+  imm-edu cifar --minutes 10"""),
     presets=(presets_command, presets_words, "list the presets, or show one", """examples:
   imm-edu presets
   imm-edu presets imagenet256-xl"""),

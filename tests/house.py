@@ -2,6 +2,7 @@
 
 `python tests/house.py run [notebook ...]` runs chapters in a fresh kernel each and keeps their outputs.
 `python tests/house.py kernel` installs the kernel that lets notebooks open unchanged; `make` calls it.
+`python tests/house.py board` writes the board of results into the README; `make cifar` calls it.
 `python tests/house.py metadata` gives every notebook the metadata that JupyterLab would.
 """
 import ast
@@ -229,9 +230,19 @@ def has_gpu():
     return torch.cuda.is_available()
 
 
+def with_board(text):
+    "The README with the board as `nbs/results/leaderboard.jsonl` has it"
+    from imm_edu.cli import board_table, read_board
+    table = board_table(read_board(NBS / "results" / "leaderboard.jsonl"))
+    return re.sub(r"(<!-- board -->\n).*?(\n<!-- end of board -->)", lambda m: m[1] + table + m[2], text, flags=re.S)
+
+
 def main(args):
     if args == ["kernel"]:
         return install_kernel()
+    if args == ["board"]:
+        readme = ROOT / "README.md"
+        return readme.write_text(with_board(readme.read_text(encoding="utf-8")), encoding="utf-8")
     if args == ["metadata"]:
         return [write_metadata(p) for p in chapters()]
     if not args or args[0] != "run":
