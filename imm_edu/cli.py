@@ -80,7 +80,7 @@ def recipe_for(folder, name:str=None, changes:dict={}, data=None, images=None, n
     if images:                                # the number of classes is kept, so that a run can be sampled without the pictures
         fitted = presets.get(old["preset"]).on_images(images)
     recipe = dict(preset=old["preset"], changes=old["changes"], data=str(Path(data).expanduser().resolve()) if data else old["data"],
-                  images=dict(path=fitted.data[1]["path"], classes=fitted.net[1]["classes"]) if images else old.get("images"), net=net or old.get("net"))
+                  images=dict(path=fitted.data[1]["path"], **{k: fitted.net[1][k] for k in ("size", "channels", "classes")}) if images else old.get("images"), net=net or old.get("net"))
     preset = preset_of(recipe)
     return recipe | dict(changes={**old["changes"], **{".".join(preset.find(k)): v for k, v in changes.items()}})
 
@@ -309,7 +309,7 @@ def train_words(p):
     p.add_argument("preset", nargs="?", metavar="PRESET", help="what to train (imm-edu presets lists them); may be left out to go on with the run in DIR")
     p.add_argument("--out", required=True, metavar="DIR", help="the run's folder")
     p.add_argument("--data", metavar="DIR", help="where data files are, or go")
-    p.add_argument("--images", metavar="DIR", help="train on your own pictures: directly there, or in one subfolder per class")
+    p.add_argument("--images", metavar="PLACE", help="train on your own pictures: a folder, with one subfolder per class, or a file of tensors")
     p.add_argument("--net", metavar="MODULE:FUNCTION", help="train a network of your own, which the function returns")
     about = dict(steps="budget in steps, instead of the preset's", minutes="budget in minutes, instead of the preset's",
                  seed="of weights and training", batch="samples per step", lr="learning rate",
@@ -363,6 +363,7 @@ COMMANDS = dict(
   imm-edu train toy-moons --out runs/moons --minutes 2 --seed 1
   imm-edu train digits --out runs/wide --set width=128 --set k=9
   imm-edu train cifar10-laptop --images ~/my-pictures --out runs/mine
+  imm-edu train digits --images waves.safetensors --out runs/waves         a file of data.tensors
   imm-edu train cifar10-coffee --out runs/cifar --set data.augment=.12 --set net.augment=9
   imm-edu train --out runs/digits                      go on with what is there
   imm-edu train cifar10-coffee --out runs/coffee --scores 4

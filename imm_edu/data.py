@@ -5,7 +5,8 @@ __all__ = ['BLUR', 'TURNS', 'TOYS', 'toy', 'SUFFIXES', 'CIFAR10_BYTES', 'seeded'
            'choose', 'Data', 'draw_checkerboard', 'checkerboard_density', 'draw_gaussians', 'gaussians_density',
            'draw_moons', 'draw_spiral', 'Law', 'Toy', 'permutation', 'order', 'as_images', 'as_labels', 'scaled',
            'Images', 'digits', 'atomic', 'read_cache', 'write_cache', 'cached', 'data_folder', 'white_of', 'decode',
-           'listing', 'read_images', 'mark_of', 'folder', 'read_cifar10', 'class_folders', 'load_cifar10', 'cifar10']
+           'listing', 'read_images', 'mark_of', 'folder', 'tensors', 'read_cifar10', 'class_folders', 'load_cifar10',
+           'cifar10']
 
 # %% ../nbs/07_data.ipynb #07-004
 import copy, errno, hashlib, json, math, os, shutil, warnings
@@ -451,6 +452,23 @@ def folder(
     return Images(tensors["x"], tensors.get("label"), names, flip, augment)
 
 # %% ../nbs/07_data.ipynb #07-066
+def tensors(
+    path,              # a safetensors file with "x" [N, C, size, size] and, if wanted, "label" [N]
+    flip:bool=False,   # mirror half of the images of each batch
+    augment:float=0.,  # as for Images
+) -> Images:
+    "Images from a file of tensors"
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+    path, holds = Path(path).expanduser(), 'a safetensors file with "x" [N, C, size, size] and, if wanted, "label" [N]'
+    if not path.is_file(): raise FileNotFoundError(f"{path} is no file; tensors are read from {holds}")
+    try: found = load_file(path)
+    except SafetensorError as e: raise ValueError(f"{path} is damaged or something else than {holds} ({e})") from None
+    if "x" not in found: raise ValueError(f"{path} holds {', '.join(sorted(found)) or 'nothing'}; needed is {holds}")
+    try: return Images(found["x"], found.get("label"), flip=flip, augment=augment, source=path.name)
+    except ValueError as e: raise ValueError(f"{path}: {e}") from None
+
+# %% ../nbs/07_data.ipynb #07-069
 CIFAR10_BYTES = 170_498_071 + 187_000_000 + 60_000 * (3*32*32 + 8)   # the archive, unpacked, and our two files
 
 def read_cifar10(root, split, download):
@@ -473,7 +491,7 @@ def read_cifar10(root, split, download):
     x = torch.from_numpy(raw.data).permute(0, 3, 1, 2).contiguous()
     return dict(x=x, label=torch.tensor(raw.targets)), dict(names=raw.classes)
 
-# %% ../nbs/07_data.ipynb #07-068
+# %% ../nbs/07_data.ipynb #07-071
 def class_folders(pictures) -> Images:
     "CIFAR-10 from image files in ten folders; its source says how they are compressed"
     from PIL import Image

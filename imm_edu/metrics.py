@@ -183,6 +183,7 @@ def digit_scores(
     from sklearn.svm import SVC
     x, label, rows = flat(images, "images").cpu(), torch.as_tensor(label).cpu(), []
     check_unit(x)
+    if label.shape != x.shape[:1]: raise ValueError(f"label must hold the class of each image, [{len(x)}]; got {list(label.shape)}")
     real, held = (flat(as_bytes(d)).cpu() / 255 for d in (train, test))
     for c in label.unique().tolist():
         every, fake = real[train.label.cpu() == c], x[label == c]
@@ -428,6 +429,7 @@ def dinov2(
 ) -> Extractor:
     "DINOv2 as torch-fidelity uses it; nothing is downloaded"
     from torch_fidelity.feature_extractor_dinov2 import MODEL_METADATA, FeatureExtractorBase, FeatureExtractorDinoV2
+    if name not in MODEL_METADATA: raise ValueError(f"name must be one of {', '.join(MODEL_METADATA)}; got {name!r}")
     model, code = MODEL_METADATA[name], Path(code or Path(torch.hub.get_dir()) / "facebookresearch_dinov2_main")
     if not (code / "hubconf.py").is_file():
         raise FileNotFoundError(f"{name} needs its authors' code, and there is no hubconf.py in {code}. With a network: git "

@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['FLOWS', 'NETS', 'LOSSES', 'DATA', 'COSTS', 'PARTS', 'PRESETS', 'EDM', 'PAPER', 'named', 'loss_class', 'load_cifar10',
-           'load_folder', 'load_latents', 'Cost', 'forward_flops', 'options', 'did_you_mean', 'refusal', 'Preset',
-           'as_text', 'fit_to_images', 'add', 'names', 'get', 'cifar10_recipe', 'aligned', 'overview']
+           'load_folder', 'load_latents', 'load_tensors', 'Cost', 'forward_flops', 'options', 'did_you_mean', 'refusal',
+           'Preset', 'as_text', 'fit_to_images', 'add', 'names', 'get', 'cifar10_recipe', 'aligned', 'overview']
 
 # %% ../nbs/11_presets.ipynb #11-003
 import copy, difflib, inspect, textwrap
@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from .data import cifar10, data_folder, digits, folder, toy
+from .data import cifar10, data_folder, digits, folder, tensors, toy
 from .dit import SIZES, DiT
 from .flow import OTFM, Cosine
 from .mlp import MLP
@@ -50,12 +50,12 @@ def load_folder(root, split, *, path=None, size=64, channels=3, flip=True, skip=
     return folder(path or root, size, channels, flip, skip, cache, augment)
 
 def load_latents(root, split, *, file="imagenet256-{split}.safetensors"):
-    try: read = named("latents.latents")
-    except ModuleNotFoundError: read = named("data.latents")
-    return read(data_folder(root) / file.format(split=split))
+    return named("latents.latents")(data_folder(root) / file.format(split=split))
+
+def load_tensors(root, split, *, path=None, flip=False, augment=0.): return tensors(path or root, flip, augment)
 
 DATA = dict(toy=lambda root, split, *, name="checkerboard": toy(name), digits=lambda root, split: digits(split),
-            cifar10=load_cifar10, folder=load_folder, latents=load_latents)
+            cifar10=load_cifar10, folder=load_folder, tensors=load_tensors, latents=load_latents)
 
 # %% ../nbs/11_presets.ipynb #11-009
 class Cost(NamedTuple):
@@ -173,9 +173,9 @@ def as_text(preset) -> str:
 
 def fit_to_images(
     preset:Preset,
-    path,               # the pictures, directly there or in one subfolder per class
-    size:int=0,         # height and width that they get; 0: the network's
-    channels:int=0,     # 3 for colour, 1 for grey; 0: the network's
+    path,               # a folder of pictures, directly there or in one subfolder per class; or a file of data.tensors
+    size:int=0,         # height and width that they get; 0: the network's, of tensors their own
+    channels:int=0,     # 3 for colour, 1 for grey; 0: the network's, of tensors their own
     classes:int=None,   # None: as many as the folder holds; a number, and the folder is not read now
     **options,          # of data.folder: flip, skip, cache, augment
 ) -> Preset:
@@ -183,11 +183,15 @@ def fit_to_images(
     (kind, net), given = preset.net, preset.data[1]
     if preset.data[0] == "toy":
         raise ValueError(f"{preset.name} is for points of the plane; take a preset of pictures, such as digits or cifar10-coffee")
-    size, channels = size or net["size"], channels or (1 if net["channels"] == 1 else 3)
-    data = dict(path=str(Path(path).expanduser().resolve()), size=size, channels=channels,
-                **{**{k: given[k] for k in ("flip", "augment") if k in given}, **options})
-    if classes is None: classes = load_folder(None, "train", **data).classes
-    return replace(preset, about=f"{preset.name} on the pictures in {path}", data=("folder", data),
+    data = dict(path=str(Path(path).expanduser().resolve()), **{**{k: given[k] for k in ("flip", "augment") if k in given}, **options})
+    source = "tensors" if Path(path).suffix == ".safetensors" else "folder"
+    if source == "folder":
+        size, channels = size or net["size"], channels or (1 if net["channels"] == 1 else 3)
+        data |= dict(size=size, channels=channels)
+    if classes is None:
+        found = DATA[source](None, "train", **data)
+        size, channels, classes = found.size, found.channels, found.classes
+    return replace(preset, about=f"{preset.name} on the pictures in {path}", data=(source, data),
                    net=(kind, {**net, "size": size, "channels": channels, "classes": classes}),
                    sampling=preset.sampling if classes else {**preset.sampling, "guidance": 1.})
 

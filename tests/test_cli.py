@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 import house
 from imm_edu import cli, data, metrics, presets, pretrained, sample
@@ -311,3 +312,15 @@ def test_a_model_that_cannot_be_written(tmp_path, capsys, monkeypatch):
     assert run(*words) == 1 and "its checkpoint is whole" in capsys.readouterr().out
     monkeypatch.undo()
     assert run(*words) == 0 and (tmp_path / "full" / "config.json").exists(), "the same command writes it now"
+
+
+def test_a_run_of_ones_own_tensors(tmp_path, capsys):
+    file, folder = tmp_path / "waves.safetensors", tmp_path / "run"
+    save_file(dict(x=torch.rand(32, 1, 4, 4) * 2 - 1, label=torch.arange(32) % 3), file)
+    assert run("train", "digits", "--images", file, "--out", folder, "--steps", 2, *SMALL) == 0
+    model, preset, _ = cli.load(folder)
+    assert (model.net.size, model.net.channels, model.classes) == (4, 1, 3) and preset.data[0] == "tensors"
+    assert run("train", "--out", folder, "--steps", 3) == 0, "going on needs no word about the data"
+    file.unlink()
+    assert run("sample", folder, "--out", tmp_path / "sheet.png", "--n", 4) == 0, "nor does drawing need the file"
+    assert "is no file" in slip(capsys, "train", "--out", folder, "--steps", 4)

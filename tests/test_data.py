@@ -2,6 +2,7 @@
 import errno
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import urllib.error
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from PIL import Image
 
 from imm_edu import data
@@ -561,3 +563,24 @@ def test_slips_before_anything_is_fetched(tmp_path):
     refuses(lambda: data.cifar10(none, size=0), "size must be a whole number from 1 up; got 0")
     refuses(lambda: data.cifar10(none, download=False), "none; data.cifar10() fetches it")
     assert not none.exists()
+
+
+def test_a_file_of_tensors(tmp_path):
+    file, x, label = tmp_path / "waves.safetensors", torch.rand(6, 1, 8, 8) * 2 - 1, torch.arange(6) % 3
+    def written(**tensors):
+        save_file(tensors, file)
+        return data.tensors(file)
+    found = written(x=x, label=label)
+    assert torch.equal(found.x, x) and found.label.tolist() == label.tolist() and found.classes == 3 and found.source == file.name
+    assert written(x=(255 * (x + 1) / 2).byte()).classes == 0
+    for wrong, words in ((dict(y=x), "holds y; needed is"), (dict(x=x[0]), "square images"), (dict(x=x * torch.nan), "floats in -1 ... 1"),
+                         (dict(x=9 * x), "floats in -1 ... 1"), (dict(x=x, label=label[:5]), "one for each of 6 images"),
+                         (dict(x=x, label=label.float()), "whole numbers")):
+        with pytest.raises(ValueError, match=re.escape(words)) as e:
+            written(**wrong)
+        assert str(file) in str(e.value), "the file is named"
+    file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(ValueError, match="damaged"):
+        data.tensors(file)
+    with pytest.raises(FileNotFoundError, match="is no file"):
+        data.tensors(tmp_path / "none.safetensors")

@@ -615,3 +615,14 @@ def test_scores_that_cannot_be_written(digits, net, tmp_path, capsys):
     view = m.Scores(tmp_path / "gone", *digits, net, times=1, n=20, steps=(1,))
     view(training(tiny()), SimpleNamespace(step=1, progress=1.))
     assert "could not write scores (No such file or directory); training goes on" in capsys.readouterr().out
+
+
+def test_labels_of_another_number_of_digits():
+    train, test = data.digits(), data.digits("test")
+    with pytest.raises(ValueError, match=r"label must hold the class of each image, \[20\]; got \[19\]"):
+        m.digit_scores(torch.rand(20, 1, 8, 8), torch.arange(19) % 10, train, test)
+
+
+def test_an_unknown_dinov2():
+    with pytest.raises(ValueError, match="name must be one of .*dinov2-vit-b-14.*; got 'dinov2-xl'"):
+        m.dinov2(name="dinov2-xl")
