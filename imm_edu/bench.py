@@ -20,7 +20,7 @@ from .run import surroundings
 from .train import Config, Training
 
 # %% ../nbs/33_speed.ipynb #33-006
-CASES = {                                       # preset, changes to it, images a step on a CPU; the slowest last
+CASES = {                                       # preset, changes to it, images a step on a CPU (a GPU gets 32 times as many); the slowest last
     "digits": ("digits", {}, 64), "dit-s4": ("imagenet256-s", {"patch": 4, "net.channels": 3, "classes": 0}, 32),
     "coffee": ("cifar10-coffee", {}, 8), "unet": ("cifar10-paper", {}, 8)}
 
@@ -77,7 +77,8 @@ HALF = dict(bf16=torch.bfloat16, fp16=torch.float16)
 
 def variants(net, gpu:bool, compile:bool=False) -> list:
     "What can be switched on here, in groups that are timed together"
-    eager = ("plain", *["tf32", "fp16"]*gpu, "bf16", *["channels_last", "bf16 channels_last"]*hasattr(net, "layout"))
+    half = "fp16" if gpu else "bf16"                            # as precision="auto" has it
+    eager = ("plain", *["tf32"]*gpu, "bf16", *["fp16"]*gpu, *["channels_last", f"{half} channels_last"]*hasattr(net, "layout"))
     return [eager, *[("plain", f"{eager[-1]} compile")]*compile]
 
 class Step:
@@ -183,7 +184,7 @@ class Bench:
     def __call__(self, seconds=10., compile=False):
         "Measure; so many seconds of training for each variant"
         case, gpu, batch = self.case, torch.cuda.is_available(), CASES[self.case][2]
-        if gpu: batch *= 16
+        if gpu: batch *= 32
         self.peak = self.attempt("peak", "products", peak_flops)
         if self.peak: self.say("peak", "products", found=self.peak | dict(a_step_takes=4*self.flops))
         while gpu and batch > 8 and not self.attempt("batch", "plain", ready, case, "plain", batch): batch //= 2

@@ -64,7 +64,8 @@ def test_what_runs_where():
     flat, conv = (bench.load(case)[0].net for case in TINY)
     assert bench.variants(flat, False) == [("plain", "bf16")]
     assert bench.variants(conv, False)[0] == ("plain", "bf16", "channels_last", "bf16 channels_last")
-    assert bench.variants(flat, True, True) == [("plain", "tf32", "fp16", "bf16"), ("plain", "bf16 compile")]
+    assert bench.variants(flat, True, True) == [("plain", "tf32", "bf16", "fp16"), ("plain", "fp16 compile")]
+    assert bench.variants(conv, True, True)[1] == ("plain", "fp16 channels_last compile"), "as a preset with compile=True trains on a GPU"
 
 
 @pytest.mark.parametrize("kind, names", {

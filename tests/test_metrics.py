@@ -265,7 +265,7 @@ def test_digit_scores(digits):
     few = m.digit_scores(unit(test), test.label, train, test)
     assert few["accuracy"] == real["accuracy"] and few["recall"] < real["recall"], "40 digits of a class reach less than 80"
     for x, y, error, words in ((2*mean[label] - 1.0001, label, ValueError, r"must be floats in 0 ... 1; got -1"),
-                               (mean[label], label[:5], IndexError, "shape of the mask"),
+                               (mean[label], label[:5], ValueError, r"label must hold the class of each image, \[300\]; got \[5\]"),
                                (mean[label][:20], label[:20], ValueError, r"at least 4 samples each, .* \[2, 64\]")):
         with pytest.raises(error, match=words):
             m.digit_scores(x, y, train, test)
