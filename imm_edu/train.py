@@ -223,7 +223,8 @@ class Training:
         now = time.perf_counter()
         self.seconds, self.since = self.seconds + now - self.since, now
         self.meter.add(self.accelerator.reduce(loss, "mean"), norm, now - start)
-        fresh = self.read() if self.waits or self.steps % c.log_every == 0 or self.steps % c.save_every == 0 or self.progress >= 1 else 0
+        look = self.waits or self.steps == 1 or self.steps % c.log_every == 0 or self.steps % c.save_every == 0 or self.progress >= 1
+        fresh = self.read() if look else 0
         m = self.meter
         return Record(self.steps, m.loss, m.grad_norm, lr, m.images_s, m.skipped, self.progress, self.left, fresh)
 

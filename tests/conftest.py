@@ -1,5 +1,11 @@
 "What a run of the tests says at its end: how many notebooks, tests and flagged cells ran, how many did not, and why."
+import os
+
 import pytest
+
+# The tests compare with arithmetic that a CPU does, so they see no GPU; test_gpu.py and the chapters do (house.seeing_gpus).
+os.environ.setdefault("HIDDEN_GPUS", os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import house
 

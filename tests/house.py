@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -225,9 +226,18 @@ def wanted_flags():
     return asked
 
 
+def seeing_gpus():
+    "The environment of a process that sees the GPUs, which conftest.py hides from the tests themselves"
+    env, hidden = dict(os.environ), os.environ.get("HIDDEN_GPUS")
+    if hidden:
+        env.pop("CUDA_VISIBLE_DEVICES", None)
+    return env | (dict(CUDA_VISIBLE_DEVICES=hidden) if hidden not in (None, "all") else {})
+
+
+@lru_cache
 def has_gpu():
-    import torch
-    return torch.cuda.is_available()
+    ask = "import sys, torch; sys.exit(not torch.cuda.is_available())"
+    return subprocess.run([sys.executable, "-c", ask], env=seeing_gpus(), capture_output=True).returncode == 0
 
 
 def with_board(text):

@@ -96,11 +96,3 @@ def test_folders_are_augmented_on_request(tmp_path):
 def test_slips(call, words):
     with pytest.raises(ValueError, match=words):
         call(torch.zeros(2, 3, 8, 8))
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_a_gpu_does_the_same():
-    x = torch.randint(0, 256, (40, 3, 32, 32), dtype=torch.uint8)
-    here = data.Images(x, range(40), flip=True, augment=.5)
-    for a, b in zip(here.to("cuda").batch(3, 24, 1), here.batch(3, 24, 1)):
-        assert a.device.type == "cuda" and (a.cpu() - b).abs().max() < 1e-4

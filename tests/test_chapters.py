@@ -22,7 +22,7 @@ def test_chapter(path, book):
     start, before = time.time(), kept()
     book[path.stem] = 0.
     command = [Path(sys.executable).with_name("nbdev_test"), "--path", path, "--n_workers", "0", "--flags", " ".join(house.wanted_flags())]
-    done = subprocess.run(command, cwd=house.ROOT, capture_output=True, text=True, env=dict(os.environ, MPLBACKEND="agg"))
+    done = subprocess.run(command, cwd=house.ROOT, capture_output=True, text=True, env=dict(house.seeing_gpus(), MPLBACKEND="agg"))
     book[path.stem] = time.time() - start
     assert done.returncode == 0, f"{path.name} failed:\n{done.stdout[-2000:]}{done.stderr[-4000:]}"
     assert kept() == before, f"{path.name}, run from top to bottom, changes a file that is kept beside the book"

@@ -190,8 +190,7 @@ def test_slips_in_training(digits, tmp_path, capsys):
     assert "holds no run to go on with" in slip(capsys, "train", "--out", new)
     assert "no option 'widht'; did you mean width?" in slip(capsys, "train", "digits", "--out", new, "--set", "widht=3")
     assert "must be a multiple of 4" in slip(capsys, "train", "digits", "--out", new, "--batch", 6)
-    if not torch.cuda.is_available():
-        assert "needs a CUDA GPU" in slip(capsys, "train", "digits", "--out", new, "--precision", "fp16")
+    assert "needs a CUDA GPU" in slip(capsys, "train", "digits", "--out", new, "--precision", "fp16")
     assert "required: --out" in slip(capsys, "train", "digits")
     assert "unrecognized arguments: --stepps" in slip(capsys, "train", "digits", "--out", new, "--stepps", 3)
     assert "invalid choice" in slip(capsys, "tarin")

@@ -215,16 +215,6 @@ def test_there_is_no_gpu_or_no_room_on_it(monkeypatch):
     refuses(lambda: images.to("cuda"), "need 288 bytes on cuda, where 100 are free")
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_a_gpu_does_the_same():
-    x = torch.randint(0, 256, (40, 3, 32, 32), dtype=torch.uint8)
-    for own in (x, x / 127.5 - 1):
-        here = data.Images(own, range(40), flip=True)
-        there = here.to("cuda")
-        assert there.digest() == here.digest()
-        for a, b in zip(there.batch(3, 24), here.batch(3, 24)):
-            assert a.device.type == "cuda" and torch.equal(a.cpu(), b)
-
 
 # ---- digits
 

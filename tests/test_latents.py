@@ -53,11 +53,3 @@ def test_files_that_hold_none(tmp_path):
     save_file(dict(z=torch.zeros(2)), tmp_path / "other")
     with pytest.raises(ValueError, match='holds z; needed is a safetensors file with "mean"'):
         latents(tmp_path / "other")
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_every_gpu_draws_the_same():
-    codes = Latents(*gaussians(), range(9)).to("cuda")
-    z, label = codes.batch(3, 12)
-    parts = [codes.batch(3, 12, part=p)[0] for p in (slice(0, 4), slice(4, 12))]
-    assert z.is_cuda and label.is_cuda and torch.equal(torch.cat(parts), z)

@@ -66,8 +66,6 @@ class Nine:
     (lambda: make(unet(9), pictures()), "the data give 0 augmentation labels for each image, but UNet takes 9: use data with augment=0.12"),
     (lambda: make(precision="fp16"), "'fp16' needs a CUDA GPU")])
 def test_what_does_not_fit_is_refused(build, words):
-    if "fp16" in words and torch.cuda.is_available():
-        pytest.skip("fp16 runs here")
     with pytest.raises((ValueError, TypeError), match=re.escape(words)):
         build()
 
@@ -161,8 +159,6 @@ def test_compiled_once_per_batch_size(monkeypatch):
 def test_bf16_trains_and_remembers_what_auto_meant(monkeypatch):
     monkeypatch.setattr(train, "bf16_pays", lambda: True)
     first = make(precision="auto")
-    if first.device.type == "cuda":
-        pytest.skip("asks the GPU, not the CPU")
     assert first.precision == "bf16" and math.isfinite(next(train.train(first)).loss)
     monkeypatch.setattr(train, "bf16_pays", lambda: False)
     second = make(precision="auto")
@@ -170,12 +166,6 @@ def test_bf16_trains_and_remembers_what_auto_meant(monkeypatch):
     second.restore(first.state())
     assert second.precision == "bf16", "a run goes on in the precision that it began with"
 
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
-@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp16", "auto"])
-def test_every_precision_trains_on_a_gpu(precision):
-    rows = list(train.train(make(precision=precision, steps=30, log_every=5)))
-    assert math.isfinite(rows[-1].loss) and [r.fresh for r in rows[:6]] == [0, 0, 0, 0, 5, 0], "numbers are read every five steps"
 
 
 def test_a_compiled_training_is_the_same_training(monkeypatch):
