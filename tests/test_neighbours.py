@@ -7,7 +7,7 @@ from torch import nn
 
 from imm_edu.exact import Mixture
 from imm_edu.flow import OTFM, Cosine
-from imm_edu.neighbours import Consistency, Euler, FlowMatching, ToEnd
+from imm_edu.neighbours import GMMN, Consistency, Drifting, Euler, FlowMatching, MeanFlow, ToEnd, drift
 from imm_edu.objective import Draw, Objective
 from imm_edu.precond import IMM, GaussianNet
 from imm_edu.sample import grid, pushforward, sample
@@ -179,7 +179,7 @@ def test_labels_and_their_drops(obj, passes, label):
     assert all(torch.equal(seen, want) for *_, seen in model.net.seen), "both passes see the same label"
 
 
-@pytest.mark.parametrize("obj", [FlowMatching("lognormal"), FlowMatching(label_drop=0.), Consistency(9, gap=1e-4), Consistency(), Consistency(mapping="eta", times="lognormal")], ids=repr)
+@pytest.mark.parametrize("obj", [FlowMatching("lognormal"), FlowMatching(label_drop=0.), Consistency(9, gap=1e-4), Consistency(), Consistency(mapping="eta", times="lognormal"), MeanFlow(.25), GMMN(8, 4.), Drifting(16)], ids=repr)
 def test_settings_rebuild_the_objective(obj):
     again = eval(repr(obj))
     assert type(again) is type(obj) and vars(again) == vars(obj), "repr is the call that makes it"
@@ -293,3 +293,84 @@ def test_other_destinations_are_refused():
     mixed = torch.tensor([.006, .006, .1, .006], dtype=torch.float64)
     with pytest.raises(ValueError, match="only"): model(randn(4, 3), .5, mixed)
     assert model(randn(4, 3), .5, .006).shape == (4, 3), "the end is fine"
+
+
+# ---- MeanFlow
+
+def test_meanflow_where_s_is_t_is_flow_matching():
+    model, x, obj = IMM(Mixing(), otfm, "euler_fm"), points(12), MeanFlow(share=1.)
+    draw = obj.draw(model, x)
+    assert torch.equal(draw.s, draw.t)
+    G = model.G(otfm.interpolate(x, draw.eps, draw.t), draw.t, draw.t)
+    assert torch.allclose(obj(model, x, draw=draw).mmd, (.5*G - (draw.eps - x)).square().sum((1, 2, 3)), rtol=1e-9)
+
+
+def test_meanflow_by_differences():
+    model, x, obj = IMM(Mixing(), otfm, "euler_fm"), points(12), MeanFlow(share=.25)
+    draw = obj.draw(model, x)
+    t, s, v = draw.t, draw.s, draw.eps - x
+    def u(e):
+        e = torch.where(s < t, e, 0.).double()                  # where s = t there is nothing to differentiate
+        return .5*model.G(otfm.interpolate(x, draw.eps, t) + e.view(-1, 1, 1, 1)*v, t + e, s)
+    target = (v - (t - s).view(-1, 1, 1, 1) * (u(1e-6) - u(-1e-6)) / 2e-6).detach()
+    off, ours = (u(0.) - target).square().sum((1, 2, 3)), obj(model, x, draw=draw)
+    assert torch.allclose(ours.mmd, off, rtol=1e-6), "the derivative along the line, by central differences"
+    assert torch.allclose(slope(ours.loss, model), slope(off / (off.detach() + 1e-3), model), rtol=1e-5, atol=1e-9), "the target is constant"
+    assert (draw.s == draw.t).sum() == 3 and (draw.s < draw.t).sum() == 9, "a quarter of the batch has s = t"
+
+
+def test_the_exact_mean_velocity_is_its_own_target_on_average():
+    model = IMM(GaussianNet(otfm, "euler_fm", std=.3), otfm, "euler_fm")
+    x, eps, t = points(20_000, .3), points(20_000, seed=1), torch.full((20_000,), .7, dtype=torch.float64)
+    s, x_t = torch.full_like(t, .2), otfm.interpolate(x, eps, t)
+    exact = .5*model.G(x_t, t, s)
+    for scale, minimum in ((.9, False), (1., True), (1.1, False)):
+        _, turn = torch.func.jvp(lambda x, t: scale*.5*model.G(x, t, s), (x_t, t), (eps - x, torch.ones_like(t)))
+        residual = ((exact*scale - (eps - x) + .5*turn) * exact).flatten(1).sum(1)
+        far = abs(residual.mean()) > 4.5*residual.std() / len(residual)**.5
+        assert far != minimum, "only the exact velocity has no slope left"
+
+
+# ---- sets from noise
+
+def test_sets_are_made_from_noise_in_one_jump():
+    model, x = IMM(Spy(), otfm), points(16)
+    for obj in (GMMN(8, label_drop=.5), Drifting(8)):
+        model.net.seen.clear()
+        draw = obj.draw(model, x)
+        found = obj(model, x, torch.arange(16) % 10, draw)
+        (t, s, label), = model.net.seen
+        assert torch.allclose(t, torch.full_like(t, model.T)) and torch.allclose(s, torch.full_like(s, model.eps)), "one pass, from T to eps"
+        assert found.loss.shape == (2,) and torch.equal(label, torch.where(draw.dropped, -1, torch.arange(16) % 10))
+
+
+def test_gmmn_of_two_points_each():
+    y, x = torch.tensor([[[0.], [1.]]], dtype=torch.float64), torch.tensor([[[0.], [3.]]], dtype=torch.float64)
+    k = lambda d: math.exp(-2*d)
+    want = (2 + 2*k(1)) / 4 + (2 + 2*k(3)) / 4 - 2*(1 + k(3) + k(1) + k(2)) / 4
+    assert GMMN(2).compare(y, x).item() == pytest.approx(want, rel=1e-6)
+
+
+def test_drift_by_loops():
+    y, x = randn(2, 5, 3), randn(2, 5, 3, seed=1)
+    V = drift(y, x, 2.)
+    for g in range(2):
+        for i in range(5):
+            p = torch.stack([torch.exp(-2*(y[g, i] - x[g, j]).norm()/3) for j in range(5)])
+            q = torch.stack([torch.exp(-2*(y[g, i] - y[g, j]).norm()/3) * (i != j) for j in range(5)])
+            assert torch.allclose(V[g, i], p @ x[g] / p.sum() - q @ y[g] / q.sum(), atol=1e-6)
+    y.requires_grad_()
+    Drifting(5).compare(y, x).sum().backward()
+    assert torch.allclose(y.grad, -2*V/5, atol=1e-6), "the gradient is the drift, turned round"
+
+
+def test_samples_that_are_right_do_not_drift():
+    V = drift(randn(400, 16, 2), randn(400, 16, 2, seed=1), 2.).mean((0, 1))
+    away = drift(randn(400, 16, 2) + .5, randn(400, 16, 2, seed=1), 2.).mean((0, 1))
+    assert V.abs().max() < .04 and (away < -.3).all(), "back to the data, and no farther"
+
+
+def test_what_the_new_ones_refuse():
+    with pytest.raises(ValueError, match="share must lie in"): MeanFlow(share=2.)
+    with pytest.raises(ValueError, match="MeanFlow needs a model with param='euler_fm'; got simple_edm"): MeanFlow()(IMM(Mixing(), otfm), points(4))
+    with pytest.raises(ValueError, match="must be a multiple|groups of M"): GMMN(64)(IMM(Mixing(), otfm), points(12))
