@@ -13,6 +13,7 @@ from datetime import timedelta
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from statistics import median
 
 import torch
 
@@ -264,7 +265,7 @@ def board_table(rows) -> str:
     lines = [head, ["---"]*len(head)]
     for r in sorted(rows, key=lambda r: (r["features"], r["score"]["2"])):
         share = f"{r['of_peak']:.0%} of {r['peak'] / 1e12:.3g} TFLOP/s"
-        lines.append((f"{r['score']['1']:.2f}", f"{r['score']['2']:.2f}", f"{r['features']}, {r['n']:,}", r["preset"], r["data"],
+        lines.append((f"{r['score']['1']:.2f}", f"{r['score']['2']:.2f}", f"{r['features']}, {r['n']:,}", r["preset"], f"{r['data']}, {r['size']}x{r['size']}",
                       f"{r['minutes']:.0f}", f"{r['images_s']:,.0f}", share, r["gpu"] or f"CPU, {r['threads']} threads", r["commit"]))
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -273,11 +274,11 @@ def board_row(folder, preset, recipe) -> dict:
     run, scored = Run(folder), json.loads((Path(folder) / "scores.json").read_text(encoding="utf-8"))
     last, batch = run.metrics()[-1], run.about()["settings"]["config"]["batch"]
     plain = {str(int(r["samples"].split()[0])): r for r in scored["scores"] if r.get("guidance") == 1}
-    images_s, peak = last["step"] * batch / last["seconds"], max(presets.named("bench.peak_flops")().values())
+    images_s, peak = median(row["images_s"] for row in run.metrics()), max(presets.named("bench.peak_flops")().values())
     return dict(began=run.about()["sessions"][0]["date"], preset=preset.name, changes=recipe["changes"], steps=last["step"],
                 images=last["step"] * batch, minutes=round(last["seconds"] / 60, 1), images_s=round(images_s, 2), peak=peak,
                 of_peak=round(4 * preset.cost().flops * images_s / peak, 4), score={k: r["frechet"] for k, r in plain.items()},
-                n=plain["2"]["n"], features="Inception" if "Inception" in plain["2"]["features"] else "small network",
+                n=plain["2"]["n"], size=preset.net[1]["size"], features="Inception" if "Inception" in plain["2"]["features"] else "small network",
                 protocol=plain["2"]["features"], data=preset.load_data(recipe["data"]).source, seed=scored["seed"], **surroundings())
 
 def cifar_command(args) -> int:

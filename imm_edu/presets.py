@@ -256,7 +256,7 @@ def cifar10_recipe(size, width, blocks, attention, dropout=0., **train) -> dict:
 add("cifar10-laptop", "CIFAR-10 at 16x16 by class, under an hour on two CPU cores",
     **cifar10_recipe(16, 32, 1, 8, steps=10_000, batch=16, lr=2e-3, warmup=200, ema=.9995))
 add("cifar10-coffee", "CIFAR-10 by class, 20 minutes on an H100-class GPU",
-    **cifar10_recipe(32, 64, 2, 16, minutes=20, batch=256, lr=1e-3, warmup=200, ema=.9995, compile=True))
+    **cifar10_recipe(32, 64, 2, 16, minutes=20, batch=512, lr=1e-3, warmup=200, ema=.9995, compile=True))
 add("cifar10-evening", "CIFAR-10 by class, ten hours on one card of 24 GB",
     **cifar10_recipe(32, 128, 2, 16, dropout=.1, minutes=600, batch=512, accumulate=2, lr=5e-4, warmup=1000, ema=.9999,
                      compile=True))

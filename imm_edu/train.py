@@ -223,9 +223,10 @@ class Training:
         now = time.perf_counter()
         self.seconds, self.since = self.seconds + now - self.since, now
         self.meter.add(self.accelerator.reduce(loss, "mean"), norm, now - start)
-        look = self.waits or self.steps == 1 or self.steps % c.log_every == 0 or self.steps % c.save_every == 0 or self.progress >= 1
-        fresh = self.read() if look else 0
         m = self.meter
+        first = not m.images_s                                        # of this session: a record has a loss from the start
+        look = self.waits or first or self.steps % c.log_every == 0 or self.steps % c.save_every == 0 or self.progress >= 1
+        fresh = self.read() if look else 0
         return Record(self.steps, m.loss, m.grad_norm, lr, m.images_s, m.skipped, self.progress, self.left, fresh)
 
     def gradient(self, x, label, draw, augment=None) -> Tensor:
@@ -339,6 +340,8 @@ class Training:
 def train(training:Training):
     "Steps until the budget is spent or `training.stop` is set; yields a Record after each"
     training.model.train()
+    if training.config.compile and training.accelerator.is_main_process:
+        print("compiling the network: the first step takes a minute or more, the others less than they would", flush=True)
     training.since = time.perf_counter()
     while training.progress < 1 and not training.stop:
         yield training.step()

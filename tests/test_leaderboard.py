@@ -32,6 +32,8 @@ def test_a_run_comes_onto_the_board_once(board, capsys):
     assert row["images"] == 32 and row["steps"] == 4 and row["data"] == "noise" and row["n"] == 16 and row["score"].keys() >= {"1", "2"}
     work = 4 * presets.get("cifar10-laptop").cost().flops * row["images_s"]
     assert row["of_peak"] == pytest.approx(work / row["peak"], abs=1e-4) and {"commit", "machine", "command"} <= row.keys()
+    lines = [json.loads(line) for line in (path.parent / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert row["images_s"] == pytest.approx(sorted(line["images_s"] for line in lines)[len(lines) // 2], rel=.01) and row["size"] == 8, "the usual speed: compiling and pauses are not in it"
     assert f"{row['score']['2']:.2f}" in capsys.readouterr().out, "it ends with the number"
     assert cli.main(words) == 0 and len(cli.read_board(path)) == 1, "the same run is on the board once"
     assert "already" in capsys.readouterr().out
@@ -45,7 +47,7 @@ def test_a_damaged_board_is_named_before_anything_is_trained(board, capsys, tmp_
 
 
 def test_the_best_in_two_jumps_comes_first():
-    row = dict(preset="p", changes={}, data="d", minutes=1, images_s=1, of_peak=.1, peak=1e12, n=10, features="f", gpu=None, threads=1, commit="c")
+    row = dict(preset="p", changes={}, data="d", size=8, minutes=1, images_s=1, of_peak=.1, peak=1e12, n=10, features="f", gpu=None, threads=1, commit="c")
     text = cli.board_table([row | dict(score={"1": 3, "2": 9}), row | dict(score={"1": 4, "2": 8})])
     assert text.index("8.00") < text.index("9.00")
 
