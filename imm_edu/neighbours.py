@@ -17,7 +17,7 @@ from .precond import IMM
 
 # %% ../nbs/31_neighbours.ipynb #31-005
 class Neighbour(Objective):
-    "An objective with one particle to a group, whose jumps all end at the smallest time"
+    "An objective whose jumps all end at the smallest time, where a neighbour does not say otherwise"
     def times(self, model, G:int, generator=None) -> tuple[Tensor, Tensor, Tensor]:
         t, *_ = super().times(model, G, generator)
         s = torch.full_like(t, model.eps)
