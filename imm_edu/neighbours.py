@@ -99,7 +99,7 @@ class ToEnd(Shared):
                              f"s = {s}; use sampler='restart'")
         return super().forward(x_t, t, s, label, guidance, augment)
 
-# %% ../nbs/31_neighbours.ipynb #n-mean-code
+# %% ../nbs/31_neighbours.ipynb #31-027
 class MeanFlow(Neighbour):
     "MeanFlow: the network's output is a mean velocity, taught by its own derivative along the line; for models with euler_fm"
     def __init__(self,
@@ -132,7 +132,7 @@ def seen_label(model, x, label, draw):
     clean = model.labels(label, x)
     return clean if clean is None else torch.where(draw.dropped, -1, clean)
 
-# %% ../nbs/31_neighbours.ipynb #n-sets-code
+# %% ../nbs/31_neighbours.ipynb #31-031
 class FromNoise(Neighbour):
     "Compares sets of M samples, made from pure noise in one jump, with sets of M data"
     def times(self, model, G:int, generator=None) -> tuple[Tensor, Tensor, Tensor]:
