@@ -49,8 +49,9 @@ def load_folder(root, split, *, path=None, size=64, channels=3, flip=True, skip=
         raise ValueError("which folder of images? pass root (--data DIR on the command line), or use on_images(path)")
     return folder(path or root, size, channels, flip, skip, cache, augment)
 
-def load_latents(root, split, *, file="imagenet256-{split}.safetensors"):
-    return named("latents.latents")(data_folder(root) / file.format(split=split))
+def load_latents(root, split, *, file="imagenet256-{split}"):
+    place = data_folder(root) / file.format(split=split)                        # a folder that encode wrote, or a single file
+    return named("latents.latents")(place if place.is_dir() else place.with_name(f"{place.name.removesuffix('.safetensors')}.safetensors"))
 
 def load_tensors(root, split, *, path=None, flip=False, augment=0.): return tensors(path or root, flip, augment)
 

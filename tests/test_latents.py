@@ -1,9 +1,18 @@
 "Latents: the file they come from, and a stream that no split changes."
+import math
+import sys
+
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
+from torch.nn import functional as F
 
-from imm_edu.latents import LATENT_MEAN, LATENT_STD, Latents, latents
+from imm_edu import latents as L
+from imm_edu.data import Images
+from imm_edu.flow import OTFM
+from imm_edu.latents import LATENT_MEAN, LATENT_STD, Latents, Pictures, SmallVAE, decode, draw, encode, latents, load_vae, save_vae
+from imm_edu.precond import IMM
 
 
 def gaussians(n=9, C=4):
@@ -53,3 +62,183 @@ def test_files_that_hold_none(tmp_path):
     save_file(dict(z=torch.zeros(2)), tmp_path / "other")
     with pytest.raises(ValueError, match='holds z; needed is a safetensors file with "mean"'):
         latents(tmp_path / "other")
+
+
+# ---- encoding
+
+class Halves(torch.nn.Module):
+    "An autoencoder that is a formula: means of squares of 4, with a spread of .1; decoding repeats them"
+    channels, factor, name = 1, 4, "halves"
+
+    def __init__(self):
+        super().__init__()
+        self.one = torch.nn.Parameter(torch.ones(()))
+        self.centre, self.spread = torch.zeros(1), torch.full((1,), .5)
+
+    def encode(self, x): return (m := F.avg_pool2d(x, 4) * self.one), .1 + 0*m
+
+    def decode(self, raw): return raw.repeat_interleave(4, 2).repeat_interleave(4, 3)
+
+
+def pictures(n=50):
+    x = F.interpolate(torch.randint(0, 256, (n, 1, 4, 4), generator=torch.Generator().manual_seed(1)).float(), scale_factor=4).byte()
+    return Images(x, torch.arange(n) % 3)
+
+
+def test_shards_are_the_pictures_latents(tmp_path):
+    found = encode(images := pictures(), tmp_path / "a", Halves(), shard=16, batch=5)
+    assert list(found["files"].values()) == [16, 16, 16, 2] and found["psnr"] > 60, "four files, and the first pictures come back"
+    x = images.floats()
+    assert found["measured"]["centre"] == pytest.approx([x.mean().item()], abs=1e-3)
+    assert found["measured"]["spread"] == pytest.approx([math.sqrt(F.avg_pool2d(x, 4).var(correction=0).item() + .01)], abs=1e-3)
+    codes, whole = latents(tmp_path / "a"), Latents(F.avg_pool2d(x, 4).half(), torch.full((50, 1, 4, 4), .1).half(), images.label, [0.], [.5])
+    assert (len(codes), codes.size, codes.channels, codes.classes) == (50, 4, 1, 3)
+    for step in range(4):
+        assert all(map(torch.equal, codes.batch(step, 16), whole.batch(step, 16))), "from disk or from memory, the same batches"
+    z, _ = codes.batch(3, 12)
+    assert torch.equal(torch.cat([codes.batch(3, 12, part=p)[0] for p in (slice(0, 5), slice(5, 12))]), z)
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_any_number_of_processes_makes_the_same_files(tmp_path, world):
+    found = [encode(pictures(), tmp_path, Halves(), shard=8, share=(i, world)) for i in reversed(range(world))]
+    assert found[:-1] == [None]*(world - 1) and len(found[-1]["files"]) == 7, "the last one sees them all"
+    one = encode(pictures(), tmp_path / "alone", Halves(), shard=8)
+    assert one["files"] == found[-1]["files"], "their names hold the digests of what is in them"
+
+
+def test_a_stop_loses_nothing_and_makes_nothing_again(tmp_path, monkeypatch):
+    made, shard = [], L.encode_shard
+    def slow(images, rows, *args):
+        if len(made) == 3: raise KeyboardInterrupt
+        made.append(rows.start)
+        return shard(images, rows, *args)
+    monkeypatch.setattr(L, "encode_shard", slow)
+    with pytest.raises(KeyboardInterrupt):
+        encode(pictures(), tmp_path, Halves(), shard=8)
+    with pytest.raises(FileNotFoundError, match="encoding is not finished; call encode again"):
+        latents(tmp_path)
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.glob("0*")}
+    monkeypatch.setattr(L, "encode_shard", lambda images, rows, *args: made.append(rows.start) or shard(images, rows, *args))
+    assert len(encode(pictures(), tmp_path, Halves(), shard=8)["files"]) == 7 and made == [0, 8, 16, 24, 32, 40, 48], "each once"
+    assert all(p.stat().st_mtime_ns == t for p, t in before.items()) and not list(tmp_path.glob(".*"))
+
+
+def test_a_full_disk_keeps_what_is_there(tmp_path, monkeypatch):
+    import safetensors.torch
+    write, calls = safetensors.torch.save_file, iter(range(9))
+    def full(tensors, path, about):
+        if next(calls) == 2:
+            path.write_bytes(b"half of it")
+            raise OSError(28, "No space left on device")
+        write(tensors, path, about)
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    with pytest.raises(OSError, match=r"shard 2 could not be written to .*No space left.* the same call goes on"):
+        encode(pictures(), tmp_path, Halves(), shard=8)
+    assert sorted(p.name[:5] for p in tmp_path.iterdir()) == ["00000", "00001", "setti"], "and no half-written file"
+    assert encode(pictures(), tmp_path, Halves(), shard=8)["pictures"] == 50
+
+
+def test_a_flipped_byte_is_refused_by_name(tmp_path):
+    encode(pictures(), tmp_path, Halves(), shard=8)
+    broken = next(tmp_path.glob("00003-*"))
+    content = bytearray(broken.read_bytes())
+    content[-7] ^= 4
+    broken.write_bytes(content)
+    with pytest.raises(ValueError, match=f"{broken.name} is damaged: its content does not match its name"):
+        latents(tmp_path)
+    broken.unlink()
+    with pytest.raises(FileNotFoundError, match=f"lacks {broken.name}; call encode again"):
+        latents(tmp_path)
+    encode(pictures(), tmp_path, Halves(), shard=8)
+    assert len(latents(tmp_path)) == 50
+
+
+def test_another_encoding_needs_another_folder(tmp_path):
+    encode(pictures(), tmp_path, Halves(), shard=8)
+    for images, shard, words in ((pictures(40), 8, "pictures was 50 and is now 40"), (pictures(), 16, "shard was 8 and is now 16")):
+        with pytest.raises(ValueError, match=f"holds other latents: {words}"):
+            encode(images, tmp_path, Halves(), shard=shard)
+    broken = Halves()
+    broken.one.data.fill_(float("inf"))
+    with pytest.raises(ValueError, match="latents that are not finite in 16 bits"):
+        encode(pictures(), tmp_path / "new", broken, shard=8)
+
+
+def test_files_are_cropped_as_imagenet_is(tmp_path):
+    (tmp_path / "a").mkdir()
+    x = torch.arange(64*40*3).view(64, 40, 3).remainder(251).byte().numpy()
+    Image.fromarray(x).save(tmp_path / "a" / "tall.png")
+    found = Pictures(tmp_path, 20)
+    want = torch.from_numpy(x[12:52].reshape(20, 2, 20, 2, 3).mean((1, 3)).round()).permute(2, 0, 1)
+    picture, label = found[0]
+    assert picture.shape == (3, 20, 20) and label == 0 and (picture.float() - want).abs().max() <= 1, "twice too large: means of four, then the middle"
+    assert Pictures(tmp_path, 30)[0][0].shape == (3, 30, 30) and Pictures(tmp_path, 80)[0][0].shape == (3, 80, 80)
+    manifest = encode(found, tmp_path / "out", Colour(), shard=1)
+    assert len(latents(tmp_path / "out")) == 1 and manifest["size"] == 20
+
+
+class Colour(Halves):
+    channels = 3
+    def __init__(self):
+        super().__init__()
+        self.centre, self.spread = torch.zeros(3), torch.ones(3)
+
+
+def test_decoding_takes_fewer_where_memory_ends(monkeypatch):
+    vae, sizes = Halves(), []
+    def small(raw):
+        sizes.append(len(raw))
+        if len(raw) > 3: raise torch.OutOfMemoryError
+        return Halves.decode(vae, raw)
+    monkeypatch.setattr(vae, "decode", small)
+    raw = torch.rand(10, 1, 4, 4) - .5
+    assert torch.allclose(decode(vae, raw, 16), (Halves().decode(raw) + 1) / 2, atol=1e-6)
+    assert sizes == [10, 8, 4, 2, 2, 2, 2, 2], "half as many each time, and then all"
+
+
+def test_drawing_does_not_clip_and_does_not_depend_on_the_batch():
+    class Far(torch.nn.Module):
+        config, channels, size, classes = dict(size=4, channels=1), 1, 4, 0
+        def __init__(self):
+            super().__init__()
+            self.one = torch.nn.Parameter(torch.ones(()))
+        def forward(self, x, t, u, label=None): return 3 + x
+    model, vae, seen = IMM(Far(), OTFM(), "identity"), Halves(), []
+    vae.decode = lambda raw: seen.append(raw) or Halves.decode(vae, raw)
+    a, b = (draw(model, vae, 6, 2, batch=n) for n in (6, 4))
+    assert torch.equal(a, b) and a.shape == (6, 1, 16, 16) and seen[0].max() > 1.5, "a latent of 3 arrives as 3"
+
+
+# ---- autoencoders
+
+def test_a_small_one_is_kept_and_read(tmp_path):
+    vae = SmallVAE(1, 2, 8)
+    vae.spread.fill_(2.)
+    save_vae(vae, tmp_path / "vae")
+    again = load_vae(tmp_path / "vae")
+    x = torch.rand(2, 1, 16, 16)
+    assert torch.allclose(again.encode(x)[0], vae.encode(x)[0], atol=2e-2) and again.decode(again.encode(x)[0]).shape == x.shape
+    assert again.spread.tolist() == [2, 2] and again.name.startswith("vae ") and not again.training
+    (tmp_path / "other").write_text("no")
+    with pytest.raises(ValueError, match="other holds no small autoencoder"):
+        load_vae(tmp_path / "other")
+
+
+def test_without_diffusers_there_is_a_sentence(monkeypatch):
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    with pytest.raises(ImportError, match=r"needs diffusers: pip install -e '.\[latents\]'"):
+        load_vae("nowhere")
+
+
+def test_stable_diffusions_by_its_own_class(tmp_path):
+    diffusers = pytest.importorskip("diffusers", reason="diffusers is optional")
+    net = diffusers.AutoencoderKL(block_out_channels=(32, 32), down_block_types=("DownEncoderBlock2D",)*2, up_block_types=("UpDecoderBlock2D",)*2, latent_channels=4)
+    net.save_pretrained(tmp_path / "vae")
+    vae, x = load_vae(tmp_path / "vae"), torch.rand(2, 3, 32, 32)*2 - 1
+    mean, std = vae.encode(x)
+    law = net.eval().encode(x).latent_dist
+    assert torch.allclose(mean, law.mean, atol=1e-5) and torch.allclose(std, law.std, atol=1e-5) and vae.factor == 2
+    assert vae.spread.tolist() == pytest.approx(LATENT_STD) and vae.decode(mean).shape == x.shape
+    with pytest.raises(FileNotFoundError, match="put config.json and diffusion_pytorch_model.safetensors"):
+        load_vae(tmp_path / "empty")
