@@ -1,5 +1,7 @@
 "Latents: the file they come from, and a stream that no split changes."
 import math
+import os
+import subprocess
 import sys
 
 import pytest
@@ -9,6 +11,7 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from imm_edu import latents as L
+from imm_edu import presets
 from imm_edu.data import Images
 from imm_edu.flow import OTFM
 from imm_edu.latents import LATENT_MEAN, LATENT_STD, Latents, Pictures, SmallVAE, decode, draw, encode, latents, load_vae, save_vae
@@ -242,3 +245,39 @@ def test_stable_diffusions_by_its_own_class(tmp_path):
     assert vae.spread.tolist() == pytest.approx(LATENT_STD) and vae.decode(mean).shape == x.shape
     with pytest.raises(FileNotFoundError, match="put config.json and diffusion_pytorch_model.safetensors"):
         load_vae(tmp_path / "empty")
+
+
+# ---- a released ImageNet file, end to end
+
+DRAWS = """
+import resource, sys, torch
+from imm_edu import pretrained
+from imm_edu.latents import SmallVAE, draw
+model = pretrained.load(sys.argv[1])
+x = draw(model, SmallVAE(3, 4, 8).eval(), 2, 2, torch.tensor([1, 980]), 1.5, batch=1)
+print(*x.shape, model.second_time, int(x.isfinite().all()), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.parametrize("changes", [
+    dict(width=64, depth=1, heads=2),
+    pytest.param({}, marks=pytest.mark.skipif("slow" not in os.environ.get("FLAGS", ""), reason="XL/2 is a file of 2.7 GB; FLAGS=slow writes and samples it"))],
+    ids=["small", "XL"])
+def test_a_released_file_becomes_pictures(changes, tmp_path):
+    "Weights under the authors' names, settings by the file's name"
+    net = presets.get("imagenet256-xl-stride").changed(**changes).model().net
+    for p in net.parameters():
+        torch.nn.init.normal_(p, std=.02)
+    own = net.state_dict()
+    torch.save({theirs: own[ours] for theirs, ours in net.released_names().items() if ours}, path := tmp_path / "imagenet256_ts_a2.pt")
+    if changes:                                                 # another size than the name promises: settings beside it
+        path = path.rename(tmp_path / "small.pt")
+        code = DRAWS.replace("sys.argv[1])", f"sys.argv[1], dict(pretrained.RELEASED['imagenet256_ts_a2'], hidden_size={net.config['width']}, depth={net.config['depth']}, "
+                                             f"num_heads={net.config['heads']}, patch_size=2, num_classes=1000, label_dim=1000))")
+    else: code = DRAWS
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code, path], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    *shape, told, finite, peak = done.stdout.split()
+    assert (shape, told, finite) == (["2", "3", "128", "128"], "t-s", "1"), "two pictures of 4 times 32 pixels"
+    unit = 1 if sys.platform == "darwin" else 1024
+    assert int(peak) * unit < 8e9, "within 8 GB of memory"
