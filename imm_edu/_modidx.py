@@ -194,6 +194,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                  'imm_edu.latents.StableVAE.encode': ('latents.html#stablevae.encode', 'imm_edu/latents.py'),
                                  'imm_edu.latents.agree': ('latents.html#agree', 'imm_edu/latents.py'),
                                  'imm_edu.latents.batches': ('latents.html#batches', 'imm_edu/latents.py'),
+                                 'imm_edu.latents.check_digests': ('latents.html#check_digests', 'imm_edu/latents.py'),
                                  'imm_edu.latents.decode': ('latents.html#decode', 'imm_edu/latents.py'),
                                  'imm_edu.latents.digest_of': ('latents.html#digest_of', 'imm_edu/latents.py'),
                                  'imm_edu.latents.draw': ('latents.html#draw', 'imm_edu/latents.py'),

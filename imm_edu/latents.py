@@ -2,7 +2,8 @@
 
 # %% auto #0
 __all__ = ['LATENT_MEAN', 'LATENT_STD', 'SmallVAE', 'StableVAE', 'save_vae', 'load_vae', 'Pictures', 'encode', 'agree', 'whole',
-           'digest_of', 'batches', 'encode_shard', 'finish', 'Latents', 'Shards', 'latents', 'decode', 'draw']
+           'digest_of', 'batches', 'encode_shard', 'finish', 'Latents', 'Shards', 'check_digests', 'latents', 'decode',
+           'draw']
 
 # %% ../nbs/16_latents.ipynb #16-003
 import hashlib, json, math, os
@@ -33,10 +34,10 @@ class SmallVAE(nn.Module):
         self.config = dict(colours=colours, channels=channels, width=width)
         self.colours, self.channels = colours, channels
         w, act = width, nn.SiLU
-        self.down = nn.Sequential(nn.Conv2d(colours, w, 3, 1, 1), act(), nn.Conv2d(w, w, 4, 2, 1), act(), nn.Conv2d(w, 2*w, 4, 2, 1), act(),
-                                  nn.Conv2d(2*w, 2*channels, 3, 1, 1))
-        self.up = nn.Sequential(nn.Conv2d(channels, 2*w, 3, 1, 1), act(), nn.Upsample(scale_factor=2), nn.Conv2d(2*w, w, 3, 1, 1), act(),
-                                nn.Upsample(scale_factor=2), nn.Conv2d(w, w, 3, 1, 1), act(), nn.Conv2d(w, colours, 3, 1, 1))
+        same, half = (lambda a, b: nn.Conv2d(a, b, 3, 1, 1)), (lambda a, b: nn.Conv2d(a, b, 4, 2, 1))
+        double = lambda: nn.Upsample(scale_factor=2)
+        self.down = nn.Sequential(same(colours, w), act(), half(w, w), act(), half(w, 2*w), act(), same(2*w, 2*channels))
+        self.up = nn.Sequential(same(channels, 2*w), act(), double(), same(2*w, w), act(), double(), same(w, w), act(), same(w, colours))
         for name, v in (("centre", 0.), ("spread", 1.)): self.register_buffer(name, torch.full((channels,), v))
 
     def encode(self, x:Tensor) -> tuple[Tensor, Tensor]:
@@ -57,11 +58,12 @@ class StableVAE(nn.Module):
         super().__init__()
         try: from diffusers import AutoencoderKL
         except ImportError:
-            raise ImportError("Stable Diffusion's autoencoder needs diffusers: pip install -e '.[latents]' (SmallVAE needs nothing)") from None
+            raise ImportError("Stable Diffusion's autoencoder needs diffusers: pip install -e '.[latents]'; SmallVAE needs nothing") from None
         try: self.net = AutoencoderKL.from_pretrained(str(place)).eval().requires_grad_(False)
         except OSError as e:
-            raise FileNotFoundError(f"the autoencoder {place} could not be loaded ({str(e).splitlines()[0]}); without a network, put config.json and "
-                                    "diffusion_pytorch_model.safetensors of stabilityai/sd-vae-ft-mse into a folder and pass that folder") from None
+            raise FileNotFoundError(f"the autoencoder {place} could not be loaded ({str(e).splitlines()[0]}); without a network, put "
+                                    "config.json and diffusion_pytorch_model.safetensors of stabilityai/sd-vae-ft-mse into a folder "
+                                    "and pass that folder") from None
         self.name, self.factor = str(place), 2**(len(self.net.config.block_out_channels) - 1)
         for name, v in (("centre", LATENT_MEAN), ("spread", LATENT_STD)): self.register_buffer(name, torch.tensor(v))
 
@@ -75,7 +77,8 @@ class StableVAE(nn.Module):
 def save_vae(vae:SmallVAE, path):
     "A small autoencoder as one file, in 16 bits"
     from safetensors.torch import save_file
-    with atomic(Path(path)) as part: save_file({k: v.half() for k, v in vae.state_dict().items()}, part, dict(vae=json.dumps(vae.config)))
+    weights = {k: v.half() for k, v in vae.state_dict().items()}
+    with atomic(Path(path)) as part: save_file(weights, part, dict(vae=json.dumps(vae.config)))
 
 def load_vae(place="stabilityai/sd-vae-ft-mse"):
     "An autoencoder in eval mode: a file of `save_vae`, else Stable Diffusion's from the Hub or a folder"
@@ -133,7 +136,8 @@ def encode(
     out, count = Path(out), math.ceil(len(pictures) / shard)
     rank, world = share or (int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
     out.mkdir(parents=True, exist_ok=True)
-    about = dict(pictures=len(pictures), size=pictures.size, shard=shard, vae=vae.name, source=getattr(pictures, "source", "") if isinstance(pictures, Data) else "")
+    source = pictures.source if isinstance(pictures, Data) else ""
+    about = dict(pictures=len(pictures), size=pictures.size, shard=shard, vae=vae.name, source=source)
     agree(out / "settings.json", about)
     mine = [i for i in range(rank, count, world) if not whole(out, i)]
     for i in tqdm(mine, f"encoding into {out.name}", delay=2, unit="shard"):
@@ -157,10 +161,11 @@ def digest_of(path:Path) -> str:
 # %% ../nbs/16_latents.ipynb #16-019
 def batches(pictures, rows:range, batch:int, workers:int):
     "Pictures and labels of some rows, a few at a time"
-    if not isinstance(pictures, Data): yield from torch.utils.data.DataLoader(pictures, batch, sampler=rows, num_workers=workers); return
-    for j in range(rows.start, rows.stop, batch):
-        some = slice(j, min(j + batch, rows.stop))
-        yield pictures.floats(some), None if pictures.label is None else pictures.label[some]
+    if isinstance(pictures, Data):
+        for j in range(rows.start, rows.stop, batch):
+            some = slice(j, min(j + batch, rows.stop))
+            yield pictures.floats(some), None if pictures.label is None else pictures.label[some]
+    else: yield from torch.utils.data.DataLoader(pictures, batch, sampler=rows, num_workers=workers)
 
 @torch.no_grad()
 def encode_shard(pictures, rows:range, out:Path, i:int, vae, batch:int, workers:int):
@@ -174,7 +179,8 @@ def encode_shard(pictures, rows:range, out:Path, i:int, vae, batch:int, workers:
         codes.append(torch.stack([mean, std], 1).half().cpu())
         if label is not None: labels.append(torch.as_tensor(label).cpu())
     tensors = dict(codes=torch.cat(codes)) | (dict(label=torch.cat(labels).long()) if labels else {})
-    if not tensors["codes"].isfinite().all(): raise ValueError(f"pictures {rows.start} to {rows.stop} have latents that are not finite in 16 bits; find the broken one")
+    if not tensors["codes"].isfinite().all():
+        raise ValueError(f"pictures {rows.start} to {rows.stop} have latents that are not finite in 16 bits; find the broken one")
     part = out / f".{i:05}.{os.getpid()}.part"
     try:
         save_file(tensors, part, dict(sums=json.dumps(sums.tolist())))
@@ -197,7 +203,8 @@ def finish(pictures, out:Path, count:int, about:dict, vae) -> dict:
     with safe_open(whole(out, 0), "pt") as f: first = f.get_slice("codes")[:8, 0]
     x, _ = next(batches(pictures, range(len(first)), len(first), 0))
     off = decode(vae, first) - (x.float() / 255 if x.dtype == torch.uint8 else (x.float() + 1) / 2).cpu()
-    manifest = about | dict(centre=vae.centre.tolist(), spread=vae.spread.tolist(), measured=measured, psnr=-10*off.square().mean().log10().item(), files=files)
+    manifest = about | dict(centre=vae.centre.tolist(), spread=vae.spread.tolist(), measured=measured,
+                            psnr=-10*off.square().mean().log10().item(), files=files)
     with atomic(out / "manifest.json") as part: part.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     return manifest
 
@@ -254,13 +261,12 @@ class Shards(Latents):
         from safetensors.torch import load_file
         self.folder = Path(folder).expanduser()
         try: self.manifest = m = json.loads((self.folder / "manifest.json").read_text(encoding="utf-8"))
-        except FileNotFoundError: raise FileNotFoundError(f"{self.folder} holds no manifest.json: its encoding is not finished; call encode again") from None
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{self.folder} holds no manifest.json: its encoding is not finished; call encode again") from None
         paths = [self.folder / name for name in m["files"]]
-        if lost := [p.name for p in paths if not p.is_file()]: raise FileNotFoundError(f"{self.folder} lacks {', '.join(lost[:3])}; call encode again, it makes what is missing")
-        if check:
-            with ThreadPool(8) as pool:
-                for path, found in zip(paths, tqdm(pool.imap(digest_of, paths), f"checking {self.folder.name}", len(paths), delay=2, unit="shard")):
-                    if found != path.stem.partition("-")[2]: raise ValueError(f"{path} is damaged: its content does not match its name; delete it and call encode again")
+        if lost := [p.name for p in paths if not p.is_file()]:
+            raise FileNotFoundError(f"{self.folder} lacks {', '.join(lost[:3])}; call encode again, it makes what is missing")
+        if check: check_digests(paths)
         try: files = [load_file(p) for p in paths]
         except SafetensorError as e: raise ValueError(f"a shard of {self.folder} is damaged ({e})") from None
         self.codes, self.device = [f["codes"] for f in files], torch.device("cpu")
@@ -279,9 +285,17 @@ class Shards(Latents):
 
     def digest(self) -> str: return hashlib.blake2b(" ".join(self.manifest["files"]).encode(), digest_size=6).hexdigest()
 
+def check_digests(paths:list):
+    "Read every shard and compare its content with its name"
+    with ThreadPool(8) as pool:
+        digests = tqdm(pool.imap(digest_of, paths), f"checking {paths[0].parent.name}", len(paths), delay=2, unit="shard")
+        for path, found in zip(paths, digests):
+            if found != path.stem.partition("-")[2]:
+                raise ValueError(f"{path} is damaged: its content does not match its name; delete it and call encode again")
+
 # %% ../nbs/16_latents.ipynb #16-027
 def latents(
-    path,                # a folder of `encode`; or a safetensors file with "mean" and "std" [N, C, size, size] and, if wanted, "label" [N]
+    path,                # a folder of `encode`; or a safetensors file with "mean", "std" [N, C, size, size] and, if wanted, "label" [N]
     centre=LATENT_MEAN,  # mean of each channel over the data set, for a file; a folder says it itself
     spread=LATENT_STD,   # and its standard deviation
 ) -> Latents:
