@@ -179,6 +179,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                  'imm_edu.latents.Pictures.__getitem__': ('latents.html#pictures.__getitem__', 'imm_edu/latents.py'),
                                  'imm_edu.latents.Pictures.__init__': ('latents.html#pictures.__init__', 'imm_edu/latents.py'),
                                  'imm_edu.latents.Pictures.__len__': ('latents.html#pictures.__len__', 'imm_edu/latents.py'),
+                                 'imm_edu.latents.Pictures.digest': ('latents.html#pictures.digest', 'imm_edu/latents.py'),
                                  'imm_edu.latents.Shards': ('latents.html#shards', 'imm_edu/latents.py'),
                                  'imm_edu.latents.Shards.__init__': ('latents.html#shards.__init__', 'imm_edu/latents.py'),
                                  'imm_edu.latents.Shards.__len__': ('latents.html#shards.__len__', 'imm_edu/latents.py'),

@@ -23,7 +23,7 @@ LATENT_STD = (4.85503674, 5.31922414, 3.93725398, 3.9870003)
 # %% ../nbs/16_latents.ipynb #16-005
 class SmallVAE(nn.Module):
     "An autoencoder for small pictures, a quarter as wide and high inside; trained in minutes on a CPU"
-    factor, name = 4, "a small autoencoder"
+    name = "a small autoencoder"
 
     def __init__(self,
         colours:int=1,      # channels of the pictures
@@ -32,7 +32,7 @@ class SmallVAE(nn.Module):
     ):
         super().__init__()
         self.config = dict(colours=colours, channels=channels, width=width)
-        self.colours, self.channels = colours, channels
+        self.channels = channels
         w, act = width, nn.SiLU
         same, half = (lambda a, b: nn.Conv2d(a, b, 3, 1, 1)), (lambda a, b: nn.Conv2d(a, b, 4, 2, 1))
         double = lambda: nn.Upsample(scale_factor=2)
@@ -50,7 +50,7 @@ class SmallVAE(nn.Module):
 # %% ../nbs/16_latents.ipynb #16-007
 class StableVAE(nn.Module):
     "Stable Diffusion's autoencoder, through diffusers: 3x256x256 numbers become 4x32x32"
-    channels, factor, colours = 4, 8, 3
+    channels = 4
 
     def __init__(self,
         place="stabilityai/sd-vae-ft-mse",      # a name on the Hub, or a folder with config.json and the weights
@@ -64,7 +64,7 @@ class StableVAE(nn.Module):
             raise FileNotFoundError(f"the autoencoder {place} could not be loaded ({str(e).splitlines()[0]}); without a network, put "
                                     "config.json and diffusion_pytorch_model.safetensors of stabilityai/sd-vae-ft-mse into a folder "
                                     "and pass that folder") from None
-        self.name, self.factor = str(place), 2**(len(self.net.config.block_out_channels) - 1)
+        self.name = str(place)
         for name, v in (("centre", LATENT_MEAN), ("spread", LATENT_STD)): self.register_buffer(name, torch.tensor(v))
 
     def encode(self, x:Tensor) -> tuple[Tensor, Tensor]:
@@ -91,7 +91,7 @@ def load_vae(place="stabilityai/sd-vae-ft-mse"):
             vae.load_state_dict({k: f.get_tensor(k) for k in f.keys()})
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as e:
         raise ValueError(f"{path} holds no small autoencoder ({type(e).__name__}); write one by save_vae") from None
-    vae.name = f"{path.name} {hashlib.blake2b(path.read_bytes(), digest_size=4).hexdigest()}"
+    vae.name = path.name
     return vae.eval()
 
 # %% ../nbs/16_latents.ipynb #16-015
@@ -108,6 +108,10 @@ class Pictures:
         self.source, self.size, self.classes = source, size, len(getattr(source, "classes", ()))
 
     def __len__(self): return len(self.source)
+
+    def digest(self) -> str:
+        "A short hash of which pictures these are: their files and classes, or what the data set says of itself"
+        return hashlib.blake2b(repr(getattr(self.source, "samples", self.source)).encode(), digest_size=6).hexdigest()
 
     def __getitem__(self, i) -> tuple[Tensor, int]:
         "The middle square, halved by means while it is twice too large, then resized: bytes [3, size, size]"
@@ -136,8 +140,9 @@ def encode(
     out, count = Path(out), math.ceil(len(pictures) / shard)
     rank, world = share or (int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
     out.mkdir(parents=True, exist_ok=True)
-    source = pictures.source if isinstance(pictures, Data) else ""
-    about = dict(pictures=len(pictures), size=pictures.size, shard=shard, vae=vae.name, source=source)
+    weights = b"".join(v.cpu().contiguous().numpy().tobytes() for v in vae.state_dict().values())
+    about = dict(pictures=len(pictures), size=pictures.size, contents=pictures.digest(), shard=shard, vae=vae.name,
+                 weights=hashlib.blake2b(weights, digest_size=6).hexdigest())
     agree(out / "settings.json", about)
     mine = [i for i in range(rank, count, world) if not whole(out, i)]
     for i in tqdm(mine, f"encoding into {out.name}", delay=2, unit="shard"):
@@ -146,10 +151,11 @@ def encode(
 
 def agree(path:Path, about:dict):
     "What is encoded into this folder is of one kind"
-    if path.exists() and (old := json.loads(path.read_text(encoding="utf-8"))) != about:
+    if not path.exists():
+        with atomic(path) as part: part.write_text(json.dumps(about, indent=1), encoding="utf-8")
+    elif (old := json.loads(path.read_text(encoding="utf-8"))) != about:
         other = "; ".join(f"{k} was {old.get(k)} and is now {v}" for k, v in about.items() if old.get(k) != v)
         raise ValueError(f"{path.parent} holds other latents: {other}. Use those, or give another folder")
-    with atomic(path) as part: part.write_text(json.dumps(about, indent=1), encoding="utf-8")
 
 def whole(out:Path, i:int) -> Path|None:
     "The file of a shard; its name ends with the digest of its content, so it is there or not"
@@ -344,9 +350,13 @@ def draw(
     check_whole(n=n, steps=steps, batch=batch)
     times, g, found, shape = as_grid(grid, steps, model), torch.Generator().manual_seed(seed), [], image_shape(model)
     if label is not None: label = model.labels(label, torch.empty(n))
-    for i in tqdm(range(0, n, batch), f"{n} pictures", delay=2, leave=False):
-        noise = lambda count: image_noise(count, min(batch, n - i), shape, g)
-        z = walk(model, noise, times, None if label is None else label[i:i + batch], guidance).float()
-        to = lambda v: v.to(z)[:, None, None]
-        found.append(decode(vae.to(z.device), z / .5 * to(vae.spread) + to(vae.centre), batch))
+    training = model.training
+    model.eval()
+    try:
+        for i in tqdm(range(0, n, batch), f"{n} pictures", delay=2, leave=False):
+            noise = lambda count: image_noise(count, min(batch, n - i), shape, g)
+            z = walk(model, noise, times, None if label is None else label[i:i + batch], guidance).float()
+            to = lambda v: v.to(z)[:, None, None]
+            found.append(decode(vae.to(z.device), z / .5 * to(vae.spread) + to(vae.centre), batch))
+    finally: model.train(training)
     return torch.cat(found)

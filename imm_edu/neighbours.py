@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .flow import as_times
 from .mmd import mmd2, pdist
-from .objective import Loss, Objective
+from .objective import Loss, Objective, same_masks
 from .precond import IMM
 
 # %% ../nbs/31_neighbours.ipynb #31-005
@@ -118,11 +118,14 @@ class MeanFlow(Neighbour):
 
     def __call__(self, model, x:Tensor, label=None, draw=None, generator=None, student=None, teacher=None, augment=None) -> Loss:
         if model.param.name != "euler_fm": raise ValueError(f"MeanFlow needs a model with param='euler_fm'; got {model.param}")
+        if student not in (None, model):
+            raise ValueError("MeanFlow differentiates the model itself: train it in one process, and with compile=False")
         draw = self.draw(model, x, generator) if draw is None else draw
         t, s = torch.stack(draw[:2]).to(x.device)
         v, x_t = (draw.eps - x).double(), model.flow.interpolate(x.double(), draw.eps.double(), t)
-        def u(x_t, t): return model.sigma_d * model.G(x_t, t, s, seen_label(model, x, label, draw), augment=augment).double()
-        mean, turn = torch.func.jvp(u, (x_t, t), (v, torch.ones_like(t)))       # du/dt along the line
+        seen = seen_label(model, x, label, draw)
+        def u(x_t, t): return model.sigma_d * model.G(x_t, t, s, seen, augment=augment).double()
+        with same_masks(model, x, draw.seed): mean, turn = torch.func.jvp(u, (x_t, t), (v, torch.ones_like(t)))    # du/dt along the line
         target = (v - (t - s).reshape(-1, *[1]*(x.dim() - 1)) * turn).detach()
         off = (mean - target).square().flatten(1).sum(1)
         return Loss(off / (off.detach() + 1e-3), off, draw.t, draw.s, draw.r)
@@ -143,7 +146,7 @@ class FromNoise(Neighbour):
         draw = self.draw(model, x, generator) if draw is None else draw
         t, s = torch.stack(draw[:2]).repeat_interleave(self.M, 1)
         more = {} if augment is None else dict(augment=augment)
-        y = (student or model)(draw.eps, t, s, seen_label(model, x, label, draw), **more)
+        with same_masks(model, x, draw.seed): y = (student or model)(draw.eps, t, s, seen_label(model, x, label, draw), **more)
         off = self.compare(*(v.double().reshape(len(draw.t), self.M, -1) for v in (y, x)))
         return Loss(off, off, draw.t, draw.s, draw.r)
 

@@ -51,7 +51,7 @@ def load_folder(root, split, *, path=None, size=64, channels=3, flip=True, skip=
 
 def load_latents(root, split, *, file="imagenet256-{split}"):
     place = data_folder(root) / file.format(split=split)                        # a folder that encode wrote, or a single file
-    return named("latents.latents")(place if place.is_dir() else place.with_name(f"{place.name.removesuffix('.safetensors')}.safetensors"))
+    return named("latents.latents")(place if place.exists() else place.with_name(f"{place.name}.safetensors"))
 
 def load_tensors(root, split, *, path=None, flip=False, augment=0.): return tensors(path or root, flip, augment)
 

@@ -373,4 +373,21 @@ def test_samples_that_are_right_do_not_drift():
 def test_what_the_new_ones_refuse():
     with pytest.raises(ValueError, match="share must lie in"): MeanFlow(share=2.)
     with pytest.raises(ValueError, match="MeanFlow needs a model with param='euler_fm'; got simple_edm"): MeanFlow()(IMM(Mixing(), otfm), points(4))
+    model = IMM(Mixing(), otfm, "euler_fm")
+    assert MeanFlow()(model, points(4), student=model).loss.shape == (4,)
+    with pytest.raises(ValueError, match="train it in one process, and with compile=False"): MeanFlow()(model, points(4), student=lambda *a: 0)
     with pytest.raises(ValueError, match="must be a multiple|groups of M"): GMMN(64)(IMM(Mixing(), otfm), points(12))
+
+
+@pytest.mark.parametrize("obj", [MeanFlow(), GMMN(4), Drifting(4)], ids=repr)
+def test_dropout_masks_are_those_of_the_draw(obj):
+    class Dropping(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight, self.drop = nn.Parameter(torch.ones(())), nn.Dropout(.5)
+        def forward(self, x, t, u, label=None): return self.drop(self.weight*x)
+
+    model, x = IMM(Dropping(), otfm, "euler_fm").train(), points(16).float()
+    draw = obj.draw(model, x)
+    a, b, c = (obj(model, x, draw=d).mmd for d in (draw, draw, draw._replace(seed=draw.seed + 1)))
+    assert torch.equal(a, b) and not torch.equal(a, c), "the same draw, the same masks: a run that was stopped goes on as if it had not been"

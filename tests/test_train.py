@@ -150,10 +150,11 @@ def test_the_class_that_a_network_without_classes_is_not_told():
     assert next(train.train(make(dit(0), pictures()))).step == 1
 
 
-def test_compiled_once_per_batch_size(monkeypatch):
+def test_compiled_once_per_batch_size(monkeypatch, capsys):
     seen = []
     monkeypatch.setattr(torch, "compile", lambda model, dynamic=None: seen.append(dynamic) or model)
     assert next(train.train(make(compile=True))).step == 1 and seen == [False]
+    assert "compiling the network" in capsys.readouterr().out, "said before the step that takes minutes"
 
 
 def test_bf16_trains_and_remembers_what_auto_meant(monkeypatch):
@@ -175,3 +176,11 @@ def test_a_compiled_training_is_the_same_training(monkeypatch):
         t = make(training.network(), compile=fast)
         losses.append([t.step().loss for _ in range(3)])
     assert losses[1] == pytest.approx(losses[0], rel=1e-4), "compile=True may change rounding, and nothing else"
+
+
+def test_the_first_step_of_a_session_is_read():
+    "As on a GPU, where numbers stay until it is time to look"
+    t = make(steps=30, log_every=5, save_every=100)
+    t.waits = False
+    records = [t.step() for _ in range(11)]
+    assert [r.fresh for r in records] == [1, 0, 0, 0, 4, 0, 0, 0, 0, 5, 0] and all(math.isfinite(r.loss) for r in records)
