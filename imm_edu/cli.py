@@ -5,13 +5,14 @@ __all__ = ['OPTIONS', 'COMMANDS', 'SLIPS', 'is_toy', 'draw', 'sheet', 'picture',
            'recipe_for', 'preset_of', 'model_of', 'Watch', 'value', 'changes', 'train_command', 'image_scores', 'leave',
            'load', 'sample_command', 'splits', 'step_counts', 'scores', 'eval_command', 'read_board', 'board_table',
            'board_row', 'cifar_command', 'Parser', 'train_words', 'sample_words', 'eval_words', 'cifar_words',
-           'presets_words', 'presets_command', 'parser', 'main']
+           'launcher_words', 'launcher_command', 'presets_words', 'presets_command', 'parser', 'main']
 
 # %% ../nbs/15_cli.ipynb #15-002
-import argparse, ast, json, math, os, sys, time
+import argparse, ast, json, math, os, shutil, sys, time
 from datetime import timedelta
 from functools import partial
 from importlib import import_module
+from itertools import product
 from pathlib import Path
 from statistics import median
 
@@ -108,11 +109,11 @@ class Watch:
         self.due, self.drawn = 0., None
 
     def __call__(self, training, record):
-        passed = lambda step: int(self.pictures * record.progress * step / record.step)
-        if self.drawn is None:                       # it has taken its first step, so the recipe is a good one: keep it
-            self.drawn = passed(record.step - 1)
+        passed, main = lambda step: int(self.pictures * record.progress * step / record.step), training.accelerator.is_main_process
+        first, self.drawn = self.drawn is None, passed(record.step - 1) if self.drawn is None else self.drawn
+        if first and main:                           # it has taken its first step, so the recipe is a good one: keep it
             with atomic(self.folder / "preset.json") as part: part.write_text(json.dumps(self.recipe, indent=2) + "\n", encoding="utf-8")
-        if time.monotonic() >= self.due or record.progress >= 1: self.tell(record)
+        if main and (time.monotonic() >= self.due or record.progress >= 1): self.tell(record)
         if passed(record.step) > self.drawn:
             self.drawn = passed(record.step)
             self.paint(training)
@@ -127,7 +128,9 @@ class Watch:
         model = training.objective.as_trained(training.ema)
         n, label = sheet(model)
         for steps in (1, 2):
-            try: write_picture(picture(draw(model, n, steps, label)), self.folder / "samples" / f"{training.steps:08}-{steps}step.png")
+            drawn = draw(model, n, steps, label)     # by all processes, where each holds a part
+            if not training.accelerator.is_main_process: continue
+            try: write_picture(picture(drawn), self.folder / "samples" / f"{training.steps:08}-{steps}step.png")
             except OSError as e: return print(f"could not write a picture ({e.strerror}); training goes on", flush=True)
 
 # %% ../nbs/15_cli.ipynb #15-010
@@ -155,6 +158,7 @@ def train_command(args) -> int:
     preset = preset_of(recipe)
     config, data, watch = preset.config(), preset.load_data(recipe["data"]), Watch(args.out, recipe)
     print(f"data      {data}", flush=True) if os.environ.get("RANK", "0") == "0" else None
+    if args.scores and config.shard: raise ValueError("--scores looks at the average on one process, but shard=True keeps it in parts; score afterwards: imm-edu eval")
     scores = image_scores(preset, recipe, args) if args.scores and os.environ.get("RANK", "0") == "0" else lambda *_: None
     training = fit(model_of(recipe, preset, args.net, config.seed), data, preset.make_objective(), config, args.out,
                    lambda *seen: (watch(*seen), scores(*seen)))
@@ -170,7 +174,7 @@ def image_scores(preset, recipe:dict, args):
 
 def leave(training, preset, folder) -> bool:
     "Write the model and a picture, and say where they are; whether all could be written, the last checkpoint too"
-    if not any(Run(folder).checkpoints.glob(f"{training.steps:08}-*.pt")): return False
+    if not any(Run(folder).checkpoints.glob(f"{training.steps:08}-*")): return False
     model = training.objective.as_trained(training.ema)
     n, label = sheet(model)
     how = {k: v for k, v in preset.sampling.items() if k in ("steps", "guidance", "grid")}
@@ -203,7 +207,7 @@ def load(name, net:str=None) -> tuple:
         model.load_state_dict(state["ema"])
         model = preset.make_objective().as_trained(model)
     else: model, about = pretrained.load(name), str(name)
-    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), preset, about
+    return model.eval().to(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"), preset, about
 
 def sample_command(args) -> int:
     "A picture of samples"
@@ -236,19 +240,28 @@ def scores(model, preset, recipe:dict, args):
     if args.features == "network": net = metrics.feature_network(train, test, args.network or metrics.feature_file(train, test))
     else: net = metrics.inception(args.weights) if args.features == "inception" else metrics.dinov2(args.weights, args.code)
     net = net.to(next(model.parameters()).device)
-    return metrics.score_images(model, train, test, net, n, seed, step_counts(preset))
+    if args.features == "network" and int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return metrics.score_images(model, train, test, net, n, seed, step_counts(preset))
+    def rows_of(seeds, steps, guidance):                    # by several processes and sessions: chapter 17
+        return presets.named("scale.feature_rows")(model, net, Path(args.run) / "scored" / f"{seeds[0]}-{n}-{steps}-{guidance:g}", seeds, steps, guidance)
+    if os.environ.get("RANK", "0") == "0": return metrics.score_images(model, train, test, net, n, seed, step_counts(preset), rows_of)
+    for steps, guidance in product(step_counts(preset), (1., 1.5) if model.classes else (1.,)): rows_of(range(seed*n, seed*n + n), steps, guidance)
+    return []
 
 def eval_command(args) -> int:
     "Score the run in a folder"
     recipe = read_recipe(args.run)
     if not recipe: raise ValueError(f"{args.run} is no folder of a run: there is no preset.json in it, as imm-edu train writes it")
     model, preset, about = load(args.run, args.net)
-    print(f"model     {about}", flush=True)
+    main = os.environ.get("RANK", "0") == "0"
+    if main: print(f"model     {about}", flush=True)
     rows = list(scores(model, preset, recipe, args))
+    if not main: return 0
     print(metrics.score_table(rows))
     facts = dict(preset=recipe["preset"], changes=recipe["changes"], model=about, n=args.n, seed=args.seed, **surroundings())
     with atomic(path := Path(args.run) / "scores.json") as part:
         part.write_text(json.dumps(facts | dict(scores=rows), indent=2) + "\n", encoding="utf-8")
+    shutil.rmtree(Path(args.run) / "scored", ignore_errors=True)            # the features, which have served
     print(f"scores    {path}")
     return 0
 
@@ -350,6 +363,20 @@ def cifar_words(p):
     p.add_argument("--features", choices=["network", "inception"], help="default: inception, the standard FID's, on a GPU, else network")
     p.add_argument("--board", type=Path, default=Path("nbs/results/leaderboard.jsonl"), metavar="FILE", help="default: %(default)s")
 
+def launcher_words(p):
+    p.add_argument("--out", required=True, metavar="DIR", help="the files' folder")
+    p.add_argument("--machines", type=int, default=1, metavar="N", help="of the same kind (default: 1)")
+    p.add_argument("--least", type=int, metavar="N", help="with which it may go on when others are gone (default: all)")
+    p.add_argument("--gpus", type=int, default=8, metavar="N", help="in each (default: 8)")
+    p.add_argument("--head", default="null", metavar="NAME", help="of the first machine, for accelerate where there are several")
+    p.add_argument("words", nargs=argparse.REMAINDER, metavar="-- COMMAND ...", help="what imm-edu shall do, e.g. -- train imagenet256-xl --out runs/xl")
+
+def launcher_command(args) -> int:
+    "Files that start a command on several GPUs"
+    files = presets.named("scale.launchers")(args.out, [w for w in args.words if w != "--"], args.machines, args.gpus, args.least, args.head)
+    print("\n".join(map(str, files)))
+    return 0
+
 def presets_words(p): p.add_argument("name", nargs="?", metavar="NAME", help="one of them, in full")
 
 def presets_command(args) -> int:
@@ -387,6 +414,10 @@ Exit status: 0 done, 1 last checkpoint not written, 2 a slip, 3 the training is 
     presets=(presets_command, presets_words, "list the presets, or show one", """examples:
   imm-edu presets
   imm-edu presets imagenet256-xl"""),
+    launcher=(launcher_command, launcher_words, "write the files that start a training on several GPUs or a cluster", """examples:
+  imm-edu launcher --out cluster --machines 4 -- train imagenet256-xl --out runs/xl --set shard=true
+  accelerate launch --config_file cluster/parts.yaml -m imm_edu.cli train imagenet256-xl --out runs/xl
+  sbatch cluster/job.slurm"""),
     bench=(None, lambda p: None, "measure speed", ""))
 
 SLIPS = (ValueError, TypeError, OSError, ImportError, MemoryError, RuntimeError, ZeroDivisionError)

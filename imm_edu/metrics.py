@@ -539,15 +539,17 @@ def held_out(train, test) -> tuple:
     part = lambda i: Images(train.x[i], None if train.label is None else train.label[i], train.names, train.flip)
     return part(mixed[sixth:]), part(mixed[:sixth])
 
-def score_samples(model, train, test, net, steps:int=2, guidance:float=1., n:int=1000, seed:int=0) -> dict:
-    "One row: n samples; without a model, real test images in their place"
+def score_samples(model, train, test, net, steps:int=2, guidance:float=1., n:int=1000, seed:int=0, rows_of=None) -> dict:
+    "One row: n samples, whose features `rows_of(seeds, steps, guidance)` can bring; without a model, real test images in their place"
     label, about = None, dict(seed=seed, features=net.protocol, reference=data_text(train))
     if model is None:
         rows = reference(test, net)[:n]
         if test.label is not None: label = test.label.cpu()[order(len(test), 0, len(test), 0)][:n]
-    elif isinstance(net, Extractor):                 # as published, and a second seed goes on where the first has ended
-        rows = features(net, by_seed(model, range(seed*n, seed*n + n), steps, guidance))
-        about["seeds"] = f"{seed*n} ... {seed*n + n - 1}"
+    elif rows_of or isinstance(net, Extractor):      # as published, and a second seed goes on where the first has ended
+        seeds = range(seed*n, seed*n + n)
+        rows = rows_of(seeds, steps, guidance) if rows_of else features(net, by_seed(model, seeds, steps, guidance))
+        if model.classes: label = torch.tensor(seeds) % model.classes
+        about["seeds"] = f"{seeds[0]} ... {seeds[-1]}"
     else:
         if model.classes: label = torch.arange(n) * model.classes // n
         mixed = torch.randperm(n, generator=torch.Generator().manual_seed(0))         # classes come in order
@@ -557,13 +559,13 @@ def score_samples(model, train, test, net, steps:int=2, guidance:float=1., n:int
 
 STEPS = (1, 2, 4, 8)
 
-def score_images(model, train, test, net, n:int=1000, seed:int=0, steps=STEPS):
+def score_images(model, train, test, net, n:int=1000, seed:int=0, steps=STEPS, rows_of=None):
     "Rows: score_samples for each number of jumps, with classes also guided, and for real images"
     check_n(n, 4)
     if model.net.channels not in (1, 3):
         raise ValueError("scores are of points and images; these are latents, which need a decoder first")
     for k, w in product(steps, (1., 1.5) if model.classes else (1.,)):
-        yield dict(samples=steps_text(k), guidance=w, **score_samples(model, train, test, net, k, w, n, seed))
+        yield dict(samples=steps_text(k), guidance=w, **score_samples(model, train, test, net, k, w, n, seed, rows_of))
     yield dict(samples="real images", **score_samples(None, train, test, net, n=n, seed=seed))
 
 # %% ../nbs/10_metrics.ipynb #10-082

@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['Config', 'learning_rate', 'ema_decay', 'ema_update', 'bf16_pays', 'precision_for', 'Record', 'Broken', 'Meter',
-           'check_match', 'Training', 'train']
+           'check_match', 'shard', 'Training', 'train']
 
 # %% ../nbs/08_train.ipynb #08-007
 import copy, math, time
@@ -14,7 +14,9 @@ from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 
 from .data import seeded
 
@@ -36,6 +38,7 @@ class Config:
     precision:str="fp32"     # "fp32", "tf32", "bf16", "fp16", or "auto": what suits this device
     compile:bool=False       # torch.compile the model; a minute at the start
     accumulate:int=1         # parts that a batch is computed in, to save memory; more if it runs out
+    shard:bool=False         # of several processes, each keeps a part of the weights, averages and moments, not a copy (FSDP2)
     clip:float=0.            # longest gradient allowed; 0: any
     patience:int=20          # bad steps, with a gradient of zero or not finite, of five times as many that end the training
     seed:int=0               # of everything drawn
@@ -44,7 +47,7 @@ class Config:
     keep:int=2               # checkpoints kept
 
     def __post_init__(self):
-        choices = dict(schedule=("constant", "linear", "cosine"), optimiser=("adamw", "radam"), compile=(False, True),
+        choices = dict(schedule=("constant", "linear", "cosine"), optimiser=("adamw", "radam"), compile=(False, True), shard=(False, True),
                        precision=("fp32", "tf32", "bf16", "fp16", "auto"))
         for name, allowed in choices.items():
             if (v := getattr(self, name)) not in allowed:
@@ -173,6 +176,16 @@ def check_match(
                          f"augment={.12 if takes else 0.}, or a network with augment={given}")
 
 # %% ../nbs/08_train.ipynb #08-027
+def shard(model:nn.Module, mesh):
+    "Each process of the mesh keeps a part of every weight; those of a block come together when it is its turn"
+    from torch.distributed.fsdp import fully_shard                 # takes two seconds to import
+    for module in reversed(list(model.modules())):                 # the inner ones first
+        if isinstance(module, (nn.ModuleList, nn.ModuleDict)):
+            for block in module.children():
+                if not isinstance(block, (nn.ModuleList, nn.ModuleDict)): fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+
+# %% ../nbs/08_train.ipynb #08-029
 class Training:
     "A model on its way: the model, its average, the optimiser, and how far they have come"
     def __init__(self,
@@ -182,37 +195,46 @@ class Training:
         config:Config,      # how
         teacher:str="self", # who teaches: the model itself, or its "ema" (chapter 06 says why not)
     ):
-        self.accelerator = Accelerator(mixed_precision="no", cpu=not torch.cuda.is_available())
-        self.device = self.accelerator.device
-        check_match(model, data, objective, config, self.accelerator.num_processes)
+        self.accelerator = a = Accelerator(mixed_precision="no", cpu=not torch.cuda.is_available())
+        self.device, n = a.device, a.num_processes
+        check_match(model, data, objective, config, n)
         if teacher not in ("self", "ema"): raise ValueError(f"teacher must be 'self' or 'ema'; got {teacher!r}")
         self.config, self.objective = config, objective
         self.model, self.data = model.to(self.device), data.to(self.device) if hasattr(data, "to") else data
         self.ema = copy.deepcopy(self.model).eval().requires_grad_(False)
+        self.sharded = n > 1 and (config.shard or a.distributed_type == DistributedType.FSDP)
+        if self.sharded:
+            self.whole = copy.deepcopy(self.ema).cpu() if a.is_main_process else None      # filled when the training ends
+            for model in (self.model, self.ema): shard(model, init_device_mesh(self.device.type, (n,)))
+        each = config.batch // n                                   # the samples of the batch that are this process's
+        self.share = (slice(a.process_index * each, (a.process_index + 1) * each),) if n > 1 else ()
         self.params, self.averages = list(self.model.parameters()), list(self.ema.parameters())
         common = dict(lr=config.lr, betas=tuple(config.betas), eps=config.adam_eps, weight_decay=config.weight_decay)
         fused = config.optimiser == "adamw"                        # one pass over weights, gradients and moments
         self.optimiser = torch.optim.AdamW(self.params, fused=True, **common) if fused else torch.optim.RAdam(self.params, **common)
-        self.waits = not fused or self.device.type != "cuda"       # it must see the gradient's norm before it updates
+        self.waits = not fused or self.sharded or self.device.type != "cuda"     # it must see the gradient's norm before it updates
         self.precision = precision_for(config.precision, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         fast = torch.compile(self.model, dynamic=False) if config.compile else self.model
-        self.student = self.accelerator.prepare_model(fast)        # averages gradients over processes, if there are several
+        self.student = fast if self.sharded else a.prepare_model(fast)           # averages gradients over processes, if there are several
         self.teacher = self.ema if teacher == "ema" else fast
         self.meter, self.accumulate = Meter(config.patience), config.accumulate
-        self.steps, self.seconds, self.since, self.stop = 0, 0., time.perf_counter(), False
+        self.steps, self.seconds, self.since = 0, 0., time.perf_counter()
+        self.stop = self.ended = False                             # stop: asked for, here; ended: all processes know
 
     def step(self) -> Record:
         "Draw, compare, differentiate, update, average"
         c, start = self.config, time.perf_counter()
         self.objective.progress, lr = self.progress, learning_rate(c, self.steps, self.progress)
-        x, label, *augment = self.data.batch(self.steps, c.batch, c.seed)
-        draw = self.objective.draw(self.model, x, seeded(c.seed, self.steps, "draw", device=self.device))
+        x, label, *augment = self.data.batch(self.steps, c.batch, c.seed, *self.share)
+        draw = self.objective.draw(self.model, x.new_empty(c.batch, *x.shape[1:]), seeded(c.seed, self.steps, "draw", device=self.device))
+        for share in self.share: draw = draw.part(share)           # one draw for the whole batch, however many share it
         loss = self.gradient(x, label if self.model.classes else None, draw, *augment)
 
         for group in self.optimiser.param_groups: group["lr"] = lr
         self.scaler.unscale_(self.optimiser)
         norm = nn.utils.clip_grad_norm_(self.params, c.clip or math.inf)
+        if self.sharded: norm = norm.full_tensor()
         if not self.waits: self.optimiser.found_inf = (~norm.isfinite()).float()      # fused: skips by itself, nothing is read
         if not self.waits or norm.isfinite(): self.optimiser.step()
         ema_update(self.averages, self.params, ema_decay(c.ema, self.steps))
@@ -220,19 +242,20 @@ class Training:
         self.optimiser.zero_grad()
 
         self.steps += 1
-        now = time.perf_counter()
-        self.seconds, self.since = self.seconds + now - self.since, now
-        self.meter.add(self.accelerator.reduce(loss, "mean"), norm, now - start)
         m = self.meter
+        m.add(self.accelerator.reduce(loss, "mean"), norm, time.perf_counter() - start)
         first = not m.images_s                                        # of this session: a record has a loss from the start
-        look = self.waits or first or self.steps % c.log_every == 0 or self.steps % c.save_every == 0 or self.progress >= 1
-        fresh = self.read() if look else 0
+        look = self.waits or first or self.steps % c.log_every == 0 or self.steps % c.save_every == 0
+        if look or not self.share: self.agree()
+        fresh = self.read() if look or self.progress >= 1 else 0
         return Record(self.steps, m.loss, m.grad_norm, lr, m.images_s, m.skipped, self.progress, self.left, fresh)
 
     def gradient(self, x, label, draw, augment=None) -> Tensor:
         "Leaves the gradient of the whole batch in the weights, and finds out how much of it fits into memory; the mean loss"
         while True:
-            try: return sum(self.part(part, last, x, label, draw, augment) for part, last in self.parts())
+            size = len(x) // self.accumulate
+            parts = [slice(i, i + size) for i in range(0, len(x), size)]
+            try: return sum(self.part(part, part is parts[-1], x, label, draw, augment) for part in parts)
             except torch.OutOfMemoryError: pass
             self.split()
 
@@ -245,12 +268,6 @@ class Training:
             loss = found.loss.mean() / self.accumulate
         self.scaler.scale(loss).backward()
         return loss.detach()
-
-    def parts(self) -> list:
-        "The slices of the batch that this process computes, and whether each is its last"
-        k, first = self.accumulate, self.accelerator.process_index * self.accumulate
-        size = self.config.batch // (self.accelerator.num_processes * k)
-        return [(slice(i*size, (i + 1)*size), i == first + k - 1) for i in range(first, first + k)]
 
     def split(self):
         "From now on, compute a batch in at least twice as many parts"
@@ -308,11 +325,11 @@ class Training:
         return self.seconds * (1 - self.progress) / self.progress if self.progress else math.inf
 
     def agree(self):
-        "One clock and one decision to stop for all processes"
-        if self.accelerator.num_processes == 1: return
-        both = torch.tensor([self.seconds, float(self.stop)], dtype=torch.float64, device=self.device)
-        both = self.accelerator.gather(both[None]).amax(0)
-        self.seconds, self.stop = both[0].item(), bool(both[1])
+        "One clock and one decision to stop for all processes; a GPU is waited for, so this is not for every step"
+        now = time.perf_counter()
+        both = self.seconds + now - self.since, float(self.stop)
+        if self.share: both = self.accelerator.gather(torch.tensor([both], dtype=torch.float64, device=self.device)).amax(0).tolist()
+        self.seconds, self.ended, self.since = both[0], bool(both[1]), now
 
     def state(self) -> dict:
         "All that changes during a run"
@@ -320,6 +337,14 @@ class Training:
         parts = {name: getattr(self, name).state_dict() for name in ("model", "ema", "optimiser", "scaler")}
         return parts | dict(step=self.steps, seconds=self.seconds, skipped=self.skipped, bad=list(self.meter.bad),
                             accumulate=self.accumulate, precision=self.precision)
+
+    def blank(self) -> dict:
+        "A state to read another into, tensor by tensor: the optimiser's moments exist from its first step on"
+        for group in self.optimiser.param_groups: group["lr"] = 0.
+        for p in self.params: p.grad = torch.zeros_like(p)
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+        return self.state()
 
     def restore(self, state:dict):
         "Go back to a state"
@@ -329,6 +354,14 @@ class Training:
         self.meter.bad.extend(state["bad"] if isinstance(state["bad"], list) else [])
         if self.config.precision == "auto": self.precision = state.get("precision", self.precision)    # as the run began
 
+    def gather(self):
+        "Make the average whole again, on the main process"
+        if not self.sharded: return
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+        weights = get_model_state_dict(self.ema, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+        if self.whole: self.whole.load_state_dict(weights)
+        self.ema = self.whole
+
     def disband(self):
         "The last thing that a program of several processes does with a training"
         if self.accelerator.num_processes == 1: return
@@ -336,13 +369,11 @@ class Training:
         time.sleep(.5)              # gloo's threads free what they sent, with Python's help: without Python they would abort
         torch.distributed.destroy_process_group()
 
-# %% ../nbs/08_train.ipynb #08-029
+# %% ../nbs/08_train.ipynb #08-031
 def train(training:Training):
     "Steps until the budget is spent or `training.stop` is set; yields a Record after each"
     training.model.train()
     if training.config.compile and training.accelerator.is_main_process:
         print("compiling the network: the first step takes a minute or more, the others less than they would", flush=True)
     training.since = time.perf_counter()
-    while training.progress < 1 and not training.stop:
-        yield training.step()
-        training.agree()
+    while training.progress < 1 and not (training.ended if training.share else training.stop): yield training.step()

@@ -69,13 +69,15 @@ def test_two_processes_killed(tmp_path):
     python("kill2", tmp_path, 10 if SLOW else 1, 0)
 
 
-def test_two_processes_compute_the_losses_of_one(tmp_path):
-    python("losses", tmp_path / "one.json")
-    python("losses", tmp_path / "two.json", launcher=("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"))
-    one, two = (json.loads((tmp_path / f"{n}.json").read_text()) for n in ("one", "two"))
-    assert (one["processes"], two["processes"]) == (1, 2)
-    worst = max(abs(a / b - 1) for a, b in zip(one["losses"], two["losses"]))
-    assert len(one["losses"]) == 25 and worst < 1e-6, f"losses differ by {worst:.1e}: the two must share one batch and average their gradients"
+def test_two_and_four_processes_compute_the_losses_of_one(tmp_path):
+    python("losses", tmp_path / "1.json")
+    one = json.loads((tmp_path / "1.json").read_text())
+    for n in (2, 4):
+        python("losses", tmp_path / f"{n}.json", launcher=("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(n)))
+        some = json.loads((tmp_path / f"{n}.json").read_text())
+        assert (one["processes"], some["processes"]) == (1, n)
+        worst = max(abs(a / b - 1) for a, b in zip(one["losses"], some["losses"]))
+        assert len(one["losses"]) == 25 and worst < 1e-6, f"losses differ by {worst:.1e}: {n} must share one batch and average their gradients"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

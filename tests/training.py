@@ -4,10 +4,14 @@
 `python tests/training.py kill2 FOLDER KILLS SEED` does so with two processes. `torchrun ... tests/training.py two FOLDER` is one such run.
 `torchrun ... tests/training.py losses FILE` writes the losses of a short run, whatever the number of processes.
 `python tests/training.py train FOLDER` trains until it is done, slowly.
+`torchrun ... tests/training.py upto FOLDER STOP SHARD` goes on with a run of 24 steps, in float64, and stops after step STOP.
+`torchrun ... tests/training.py rows FOLDER` makes features of 140 samples of the kept digits model.
+`python tests/training.py kill1 FOLDER KILLS SEED` kills one of two processes at random moments, and lets torchrun start both again.
 """
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -16,8 +20,9 @@ from pathlib import Path
 
 import torch
 
-from imm_edu import run, train
-from imm_edu.data import toy
+from imm_edu import metrics, pretrained, run, scale, train
+from imm_edu.data import digits, toy
+from imm_edu.dit import DiT
 from imm_edu.flow import OTFM
 from imm_edu.mlp import MLP
 from imm_edu.objective import Objective
@@ -102,9 +107,10 @@ def kill_some(folder, kills, seed):
     print(json.dumps(dict(kills=done, during_a_write=in_write, runs_finished=finished)))
 
 
-def launch(folder):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__, "two", str(folder)]
-    return subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def launch(folder, *options, out=subprocess.DEVNULL):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *options, __file__, "two", str(folder)]
+    return subprocess.Popen(command, start_new_session=True, stdout=out, stderr=out,
+                            env={**os.environ, "PYTHONUNBUFFERED": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"})   # see chapter 17
 
 
 def kill_two(folder, kills, seed):
@@ -136,6 +142,50 @@ def kill_two(folder, kills, seed):
     print(json.dumps(dict(kills=done, runs_finished=finished)))
 
 
+def kill_one(folder, kills, seed):
+    "torchrun starts both processes again whenever one dies; only the steps since the last checkpoint are done twice"
+    draw, home, reached, done = random.Random(seed), folder / "run", [], 0
+    assert launch(folder / "whole").wait() == 0, "two undisturbed processes failed"
+    with open(folder / "said.txt", "w") as out:
+        p = launch(home, "--max-restarts", str(2*kills), out=out)
+        while p.poll() is None:
+            time.sleep(draw.uniform(.05, .6))
+            lines = run.Run(home).metrics()
+            workers = subprocess.run(["pgrep", "-f", f"[-]u [^ ]*training.py two {home}$"], capture_output=True, text=True).stdout.split()
+            started = (folder / "said.txt").read_text().count("going on with") == done
+            if done == kills or len(workers) < 2 or not started or not lines or lines[-1]["step"] > 55:
+                continue                                            # it still starts, or is nearly done
+            os.kill(int(draw.choice(workers)), signal.SIGKILL)
+            reached.append(lines[-1]["step"])
+            done += 1
+    said = (folder / "said.txt").read_text()
+    assert p.returncode == 0, said[-2000:]
+    again = [int(n) for n in re.findall(r"going on with .* at step (\d+)", said)]
+    lost = [a - b for a, b in zip(reached, again)]
+    want, found = (run.Run(folder / name).newest() for name in ("whole", "run"))
+    assert all(same(want[k].values(), found[k].values()) for k in ("model", "ema")), "other weights than without being killed"
+    print(json.dumps(dict(kills=done, restarts=len(again), reached=reached, again=again, most_lost=max(lost, default=0), told=said.count("no longer answers"))))
+
+
+def upto(folder, stop, shard):
+    "Part of a run in float64, where other orders of the same sums make no difference; the digits' DiT has blocks to shard"
+    torch.manual_seed(0)
+    model = IMM(DiT(8, 1, patch=4, width=16, depth=2, heads=2, classes=10), OTFM()).double()
+
+    def view(training, record):
+        training.stop = record.step == stop
+    training = fit(folder, view, model, digits(), 24, lr=1e-3, batch=32, save_every=6, shard=bool(shard))
+    if training.accelerator.is_main_process:
+        assert not any(hasattr(v, "to_local") for v in training.ema.parameters()), "the average must be whole at the end"
+    training.disband()
+
+
+def rows(folder):
+    "Each process makes its blocks of features"
+    model = pretrained.load(Path(__file__).parents[1] / "nbs" / "results" / "digits").eval()
+    scale.feature_rows(model, metrics.untrained(digits(), 0).eval(), folder, range(140), block=20)
+
+
 def losses(file):
     "Losses of a short run; in float64, so that other orders of the same sums make no difference"
     training = train.Training(network().double(), toy("spiral"), Objective(k=9, M=4), train.Config(steps=25, batch=32, lr=3e-3))
@@ -152,7 +202,11 @@ if __name__ == "__main__":
         losses(place)
     elif what == "two":
         fit(place, lambda *_: time.sleep(.02)).disband()
+    elif what == "rows":
+        rows(place)
+    elif what == "upto":
+        upto(place, *map(int, numbers))
     elif what == "train":
         fit(place, lambda *_: time.sleep(.05))
     else:
-        dict(kill=kill_some, kill2=kill_two)[what](Path(place), *map(int, numbers))
+        dict(kill=kill_some, kill2=kill_two, kill1=kill_one)[what](Path(place), *map(int, numbers))
