@@ -13,14 +13,14 @@ MARK = re.compile(r"^# %% \.\./nbs/(\w+)\.ipynb #([\w-]+)$")       # nbdev write
 
 @lru_cache
 def public(path):
-    "What a module's chapter exports: (syntax tree, source, notebook, cell), in the order of the file"
+    "What a module defines: (syntax tree, the module's source, notebook, cell), in the order of the file"
     source = path.read_text(encoding="utf-8")
     lines, found, place = source.splitlines(), [], {}
     for n, line in enumerate(lines, 1):
         if m := MARK.match(line): place[n] = m.groups()
     for node in ast.parse(source).body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.Assign)) and (marks := [n for n in place if n < node.lineno]):
-            found.append((node, "\n".join(lines[node.lineno - 1:node.end_lineno]), *place[marks[-1]]))
+            found.append((node, source, *place[marks[-1]]))
     return found
 
 
@@ -60,8 +60,9 @@ def kind(annotation):
     return f"`{text.replace('|', 'or')}`"
 
 
-def table(function):
-    "What each parameter is, as a table; nothing where no comment says more than the signature"
+def table(function, node):
+    "What each parameter is, as a table; nothing where the parameters stand on one line, without comments of their own"
+    if not node.args.args or node.args.args[-1].lineno == node.lineno: return ""
     about, more = docments(function, full=True), continued(function)
     if not any(p["docment"] for p in about.values()): return ""
     rows = []
@@ -72,30 +73,32 @@ def table(function):
     return "\n".join(["", "| parameter | type | what it is |", "|---|---|---|", *rows, ""])
 
 
-def doc(node):
-    return plain(ast.get_docstring(node) or "") + "\n"
+def doc(node, source):
+    "The docstring; of a function of one line, the comment behind it"
+    behind = re.search(r"\s#\s*(.*)$", source.splitlines()[node.lineno - 1]) if node.lineno == node.end_lineno else None
+    return plain(ast.get_docstring(node) or (behind[1] if behind else "")) + "\n"
 
 
 def entry(module, node, source, notebook, cell):
     "One definition, with a link to the cell of the chapter that writes it"
     page = dict(index="start").get(notebook, notebook)
-    where = f"\n{{ref}}`Written in chapter {notebook.split('_')[0]} <cell-{cell}>`.\n"
+    where = f"\n{{.written}}\n{{ref}}`The cell of chapter {notebook.split('_')[0]} that writes it <cell-{cell}>`\n"
     if isinstance(node, ast.Assign):
-        comment = re.search(r"\s# *(.*)$", source.splitlines()[0])
+        comment = re.search(r"\s# *(.*)$", source.splitlines()[node.lineno - 1])
         return "".join(f"\n:::{{py:data}} {t.id}\n:module: {module.__name__}\n{plain(comment[1]) if comment else ''}\n{where}:::\n"
                        for t in node.targets if isinstance(t, ast.Name))
     thing = getattr(module, node.name)
     if isinstance(node, ast.FunctionDef):
-        return f"\n:::{{py:function}} {node.name}({signature(node)})\n:module: {module.__name__}\n{doc(node)}{table(thing)}{where}:::\n"
+        return f"\n:::{{py:function}} {node.name}({signature(node)})\n:module: {module.__name__}\n{doc(node, source)}{table(thing, node)}{where}:::\n"
     methods = [m for m in node.body if isinstance(m, ast.FunctionDef)]
     init = next((m for m in methods if m.name == "__init__"), None)
     fields = [f for f in node.body if isinstance(f, ast.AnnAssign)]                  # a dataclass documents its fields
     head = f"({signature(init)})" if init else ""
-    body = doc(node) + (table(thing.__init__) if init else fields_table(fields, inspect.getsource(thing)))
+    body = doc(node, source) + (table(thing.__init__, init) if init else fields_table(fields, inspect.getsource(thing)))
     for m in methods:
         if m.name == "__call__" or not m.name.startswith("_"):
-            body += f"\n:::{{py:method}} {m.name}({signature(m)})\n{doc(m)}{table(getattr(thing, m.name))}:::\n" if not m.decorator_list else \
-                    f"\n:::{{py:attribute}} {m.name}\n{doc(m)}:::\n"
+            body += f"\n:::{{py:method}} {m.name}({signature(m)})\n{doc(m, source)}{table(getattr(thing, m.name), m)}:::\n" if not m.decorator_list else \
+                    f"\n:::{{py:attribute}} {m.name}\n{doc(m, source)}:::\n"
     return f"\n::::{{py:class}} {node.name}{head}\n:module: {module.__name__}\n{body}{where}::::\n"
 
 
@@ -129,4 +132,4 @@ def pages(lib, parts):
 
 def main_names(path):
     "Classes and functions of a module, for its row in the list"
-    return [f"`{path.stem}.{node.name}`" for node, *_ in public(path) if hasattr(node, "name")]
+    return [f"{{py:obj}}`{node.name} <imm_edu.{path.stem}.{node.name}>`" for node, *_ in public(path) if hasattr(node, "name")]
