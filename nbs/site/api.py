@@ -85,7 +85,9 @@ def entry(module, node, source, notebook, cell):
     where = f"\n{{.written}}\n{{ref}}`The cell of chapter {notebook.split('_')[0]} that writes it <cell-{cell}>`\n"
     if isinstance(node, ast.Assign):
         comment = re.search(r"\s# *(.*)$", source.splitlines()[node.lineno - 1])
-        return "".join(f"\n:::{{py:data}} {t.id}\n:module: {module.__name__}\n{plain(comment[1]) if comment else ''}\n{where}:::\n"
+        value = ast.unparse(node.value)
+        shown = f":value: {value}\n" if len(value) < 90 else ""
+        return "".join(f"\n:::{{py:data}} {t.id}\n:module: {module.__name__}\n{shown}{plain(comment[1]) if comment else ''}\n{where}:::\n"
                        for t in node.targets if isinstance(t, ast.Name))
     thing = getattr(module, node.name)
     if isinstance(node, ast.FunctionDef):

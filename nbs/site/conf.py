@@ -26,6 +26,7 @@ myst_heading_slug_func = "links.jupyter_slug"           # links to headings are 
 mathjax = Path(importlib.util.find_spec("sphinx-mathjax-offline").origin).parent / "static" / "mathjax" / "tex-svg-full.js"
 mathjax_path = mathjax.name
 
+pygments_style, pygments_dark_style = "a11y-light", "github-dark"
 html_theme, html_title = "furo", settings["title"]
 html_static_path = ["static", str(mathjax)]
 html_extra_path = [str(SITE.parents[1] / "LICENSE")]

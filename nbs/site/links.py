@@ -6,8 +6,10 @@ from pathlib import Path
 import api
 from docutils import nodes
 
-LIB = Path(__file__).resolve().parents[2] / "imm_edu"
+HOMES = api.homes(Path(__file__).resolve().parents[2] / "imm_edu")
 ROAD = {"exact", "flow", "mmd", "precond", "mlp", "dit", "unet", "objective", "data", "train", "sample", "run"}
+# Where a page means something else by a term: channels in groups, the diagonal of a picture or matrix, a teacher to distil from
+HOMONYMS = {("05_unet", "group"), ("03_precond", "diagonal"), ("10_metrics", "diagonal"), ("start", "teacher")}
 
 
 def jupyter_slug(title):
@@ -22,18 +24,21 @@ def shadowed(path):
     return set(re.findall(r"^(?:def|class) (\w+)", "\n".join(own), re.M))
 
 
-def target(text, objects, here, hidden):
-    "The definition a piece of code names, as (page, anchor), or None"
-    name = re.match(r"[A-Za-z_][\w.]*(?=\(|$)", text)
-    if not name: return None
-    name = name[0].removeprefix("imm_edu.")
-    found = [key for key in objects if key.endswith(f".{name}")]
-    at_home = [key for key in found if ".".join(key.split(".")[:3]) in here]
-    plain = name == text and re.fullmatch("[a-z]+", name)              # a word such as `images` means many things elsewhere
-    if name in hidden or plain and not at_home: found = [k for k in found if k.split(".")[1] in ROAD and k.count(".") == 2 and name not in hidden]
-    best = at_home if name not in hidden and at_home else found
-    shortest = [key for key in best if key.count(".") == min(k.count(".") for k in best)]
-    return objects[shortest[0]] if len(shortest) == 1 else None
+def target(text, objects, page, hidden):
+    "The definition a piece of code names, as (page, anchor), or None where it may mean something else"
+    if not (m := re.match(r"[A-Za-z_][\w.]*(?=\(|$)", text)) or m[0] in hidden: return None
+    home = {key: HOMES[".".join(key.split(".")[:3])] for key in objects if key.endswith("." + m[0].removeprefix("imm_edu."))}
+    word = m[0] == text and re.fullmatch("[a-z]+", text)                # `images` means many things outside its chapter
+    found = [key for key in home if home[key] == page] or [
+        key for key in home if key.count(".") <= 2 + m[0].count(".")    # a method only with its class
+        and (home[key] < page or not page[0].isdigit()) and not (word and key.split(".")[1] not in ROAD)]     # chapters use earlier ones
+    nearest = [key for key in found if key.count(".") == min(k.count(".") for k in found)]
+    return objects[nearest[0]] if len(nearest) == 1 else None
+
+
+def within(node, kinds):
+    while node and not isinstance(node, kinds): node = node.parent
+    return node is not None
 
 
 def link(app, page, to, node, css):
@@ -44,31 +49,25 @@ def link(app, page, to, node, css):
 def link_code(app, doctree, page):
     "Wrap every `name` of the package in a link to the reference"
     objects = {name: (o.docname, o.node_id) for name, o in app.env.domains["py"].objects.items() if o.objtype != "module"}
-    here = {name for name, notebook in api.homes(LIB).items() if notebook == page}
     hidden = shadowed(app.srcdir / f"{page}.ipynb")
-    for node in list(doctree.findall(lambda n: type(n) is nodes.literal)):
-        inside = node.parent
-        while inside and not isinstance(inside, (nodes.reference, nodes.title)): inside = inside.parent
-        if not inside and (to := target(node.astext(), objects, here, hidden)):
+    for node in [n for n in doctree.findall(nodes.literal) if not within(n.parent, (nodes.reference, nodes.title))]:
+        if to := target(node.astext(), objects, page, hidden):
             node.replace_self(link(app, page, to, node.deepcopy(), "api-link"))
 
 
 def link_terms(app, doctree, page):
     "Link the first use of each term of the glossary"
-    terms = {shown.lower(): (doc, anchor) for _, shown, kind, doc, anchor, _ in app.env.domains["std"].get_objects() if kind == "term"}
+    terms = {shown.lower(): (doc, anchor) for _, shown, kind, doc, anchor, _ in app.env.domains["std"].get_objects()
+             if kind == "term" and (page, shown) not in HOMONYMS}
+    words = "|".join(re.escape(t) for t in sorted(terms, key=len, reverse=True))
     closed = (nodes.reference, nodes.title, nodes.literal, nodes.literal_block, nodes.math, nodes.math_block, nodes.thead, nodes.raw)
-    for text in list(doctree.findall(nodes.Text)):
-        above = text.parent
-        while above and not isinstance(above, closed): above = above.parent
-        if above or not terms: continue
-        words = "|".join(re.escape(t) for t in sorted(terms, key=len, reverse=True))
-        pieces, rest = [], str(text)
-        while terms and (m := re.search(rf"(?<![\w-])({words})s?(?![\w-])", rest, re.I)):
-            to = terms.pop(m[1].lower())
-            pieces += [nodes.Text(rest[:m.start()]), link(app, page, to, nodes.Text(m[0]), "term-link")]
-            rest = rest[m.end():]
-            words = "|".join(re.escape(t) for t in sorted(terms, key=len, reverse=True)) or "(?!)"
-        if pieces: text.parent.replace(text, pieces + [nodes.Text(rest)])
+    for text in [n for n in doctree.findall(nodes.Text) if not within(n.parent, closed)]:
+        pieces, start = [], 0
+        for m in re.finditer(rf"(?<![\w-])({words})s?(?![\w-])", text, re.I):
+            if to := terms.pop(m[1].lower(), None):
+                pieces += [nodes.Text(text[start:m.start()]), link(app, page, to, nodes.Text(m[0]), "term-link")]
+                start = m.end()
+        if pieces: text.parent.replace(text, [*pieces, nodes.Text(text[start:])])
 
 
 def on_resolved(app, doctree, page):
