@@ -47,7 +47,7 @@ tidy: $(READY)  ## clean the notebooks of what an editor left, so that differenc
 	@$(PY) tests/house.py metadata
 
 docs: $(READY)  ## build the book as a site into _site/, no server needed (GIT_URL=https://github.com/... adds doors to Colab and Kaggle)
-	@$(PY) -c 'import sphinx, myst_nb, furo, sphinx_copybutton' 2>/dev/null || { \
+	@$(PY) -c 'import importlib as i; [i.import_module(n) for n in ("sphinx", "myst_nb", "furo", "sphinx_copybutton", "sphinx-mathjax-offline")]' 2>/dev/null || { \
 	   echo "Installing what builds the site: docs_requirements of settings.ini, about a minute the first time."; \
 	   $(PIP) -q $(LOCK) --editable '.[docs]' || { echo "The install did not finish: see the message above, then run make docs again."; exit 1; }; }
 	@GIT_URL="$(GIT_URL)" $(PY) nbs/site/build.py

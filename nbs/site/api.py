@@ -82,7 +82,7 @@ def doc(node, source):
 def entry(module, node, source, notebook, cell):
     "One definition, with a link to the cell of the chapter that writes it"
     page = dict(index="start").get(notebook, notebook)
-    where = f"\n{{.written}}\n{{ref}}`The cell of chapter {notebook.split('_')[0]} that writes it <cell-{cell}>`\n"
+    where = f"\n{{.written}}\n{{ref}}`chapter {notebook.split('_')[0]} <cell-{cell}>`\n"
     if isinstance(node, ast.Assign):
         comment = re.search(r"\s# *(.*)$", source.splitlines()[node.lineno - 1])
         value = ast.unparse(node.value)

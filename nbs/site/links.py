@@ -51,6 +51,8 @@ def link_code(app, doctree, page):
     objects = {name: (o.docname, o.node_id) for name, o in app.env.domains["py"].objects.items() if o.objtype != "module"}
     hidden = shadowed(app.srcdir / f"{page}.ipynb")
     for node in [n for n in doctree.findall(nodes.literal) if not within(n.parent, (nodes.reference, nodes.title))]:
+        cell = node.parent.parent
+        if page.startswith("api/") and isinstance(cell, nodes.entry) and cell.parent.index(cell) == 0: continue      # a parameter's own name
         if to := target(node.astext(), objects, page, hidden):
             node.replace_self(link(app, page, to, node.deepcopy(), "api-link"))
 
