@@ -15,7 +15,9 @@ from configparser import ConfigParser
 from pathlib import Path
 
 SITE = Path(__file__).resolve().parent
-ROOT, NBS, OUT, STAGE = SITE.parents[1], SITE.parent, SITE.parents[1] / "_site", SITE.parents[1] / "build" / "site"
+ROOT, NBS = SITE.parents[1], SITE.parent
+OUT, STAGE, STATIC = ROOT / "_site", ROOT / "build" / "site", ROOT / "build" / "static"
+PLAYER = SITE / "player"            # the browser player, where it is there
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(SITE)]
 import api
 import house
@@ -87,15 +89,16 @@ def front():
         picture = house.pictures(dict(cells=[cell]))[-1]
         (STAGE / "pictures").mkdir(exist_ok=True)
         (STAGE / "pictures" / f"{cell_id}.png").write_bytes(base64.b64decode(picture))
-    player = SITE / "player" / "player.html"
-    html = f"```{{raw}} html\n{player.read_text(encoding='utf-8')}\n```" if player.exists() else ""
+    player = PLAYER / "player.html"
+    html = f"``````{{raw}} html\n{player.read_text(encoding='utf-8')}\n``````" if player.exists() else ""
     return text.replace("<!-- player -->", html).replace("<!-- toctrees -->", toctrees())
 
 
 def stage(git_url, branch):
-    "Everything Sphinx reads, in build/site"
-    shutil.rmtree(STAGE, ignore_errors=True)
+    "Everything Sphinx reads, in build/site and build/static"
+    for folder in (STAGE, STATIC): shutil.rmtree(folder, ignore_errors=True)
     (STAGE / "api").mkdir(parents=True)
+    STATIC.mkdir()
     for path in house.chapters():
         page = STAGE / f"{PAGE.get(path.stem, path.stem)}.ipynb"
         page.write_text(json.dumps(chapter(path, git_url, branch)), encoding="utf-8")
@@ -104,8 +107,8 @@ def stage(git_url, branch):
     (STAGE / "index.md").write_text(front(), encoding="utf-8")
     shutil.copy(SITE / "glossary.md", STAGE)
     shutil.copytree(NBS / "results", STAGE / "results", ignore=lambda folder, names: [n for n in names if not n.endswith(".png")])
-    if (SITE / "player" / "pack.py").exists():
-        subprocess.run([sys.executable, SITE / "player" / "pack.py", STAGE], cwd=ROOT, check=True)
+    if (PLAYER / "pack.py").exists():               # its scripts and models, which the front page finds in _static
+        subprocess.run([sys.executable, PLAYER / "pack.py", STATIC], cwd=ROOT, env=os.environ | dict(PYTHONPATH=str(ROOT)), check=True)
 
 
 def main():

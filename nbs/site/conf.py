@@ -28,7 +28,7 @@ mathjax_path = mathjax.name
 
 pygments_style, pygments_dark_style = "a11y-light", "github-dark"
 html_theme, html_title = "furo", settings["title"]
-html_static_path = ["static", str(mathjax)]
+html_static_path = ["static", str(SITE.parents[1] / "build" / "static"), str(mathjax)]
 html_extra_path = [str(SITE.parents[1] / "LICENSE")]
 html_css_files, html_js_files = ["site.css"], [("site.js", {"priority": 250})]
 html_copy_source = html_show_sourcelink = False
