@@ -1,39 +1,45 @@
 """The reference: a page a module, from signatures, docstrings and the comments after parameters (nbdev's docments)."""
 import ast
 import importlib
-import inspect
 import re
 from functools import lru_cache
-from pathlib import Path
 
 from fastcore.docments import docments
 
-MARK = re.compile(r"^# %% \.\./nbs/(\w+)\.ipynb #([\w-]+)$")       # nbdev writes it above what a cell exports
+MARK = re.compile(r"^# %% \.\./nbs/(\w+)\.ipynb #([\w-]+)$", re.M)         # nbdev writes it above what a cell exports
 
 
 @lru_cache
-def public(path):
-    "What a module defines: (syntax tree, the module's source, notebook, cell), in the order of the file"
-    source = path.read_text(encoding="utf-8")
-    lines, found, place = source.splitlines(), [], {}
-    for n, line in enumerate(lines, 1):
-        if m := MARK.match(line): place[n] = m.groups()
+def definitions(path):
+    "What a module defines, in the order of the file: syntax tree, names, notebook, cell"
+    source, found = path.read_text(encoding="utf-8"), []
+    marks = [(source.count("\n", 0, m.start()) + 1, *m.groups()) for m in MARK.finditer(source)]
     for node in ast.parse(source).body:
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.Assign)) and (marks := [n for n in place if n < node.lineno]):
-            found.append((node, source, *place[marks[-1]]))
+        names = [t.id for t in getattr(node, "targets", []) if isinstance(t, ast.Name)] or [getattr(node, "name", "__all__")]
+        if names != ["__all__"]:
+            found.append((node, names, *[place for line, *place in marks if line < node.lineno][-1]))
     return found
 
 
 def homes(lib):
     "Where each public name is written: imm_edu.flow.OTFM -> 01_flow"
-    return {f"{lib.name}.{p.stem}.{name}": notebook for p in sorted(lib.glob("[a-z]*.py")) for node, _, notebook, _ in public(p)
-            for name in ([node.name] if hasattr(node, "name") else [t.id for t in node.targets if isinstance(t, ast.Name)])}
+    return {f"{lib.name}.{p.stem}.{name}": notebook for p in lib.glob("[a-z]*.py") for _, names, notebook, _ in definitions(p) for name in names}
 
 
 def plain(text):
     "Prose that Markdown must not read as emphasis, mathematics or a table; code in backticks stays"
-    pieces = re.split(r"(`[^`]*`)", text)
-    return "".join(p if p.startswith("`") else re.sub(r"([*$<|\\\[\]{}])", r"\\\1", p) for p in pieces)
+    return "".join(p if p.startswith("`") else re.sub(r"([*$<|\\\[\]{}])", r"\\\1", p) for p in re.split(r"(`[^`]*`)", text))
+
+
+def comment(line):
+    return (re.findall(r"\s# *(.*)$", line) or [""])[0]
+
+
+def doc(node, lines):
+    "The docstring; of a constant or a function of one line, the comment behind it"
+    if isinstance(node, ast.Assign) or node.lineno == node.end_lineno: text = comment(lines[node.lineno - 1])
+    else: text = ast.get_docstring(node) or ""
+    return plain(text) + "\n"
 
 
 def signature(node):
@@ -43,95 +49,88 @@ def signature(node):
     return re.sub(r"^self(, )?", "", ast.unparse(node.args))
 
 
-def continued(function):
-    "Comments of parameters that go on in the next line, which docments does not read"
+def continued(node, lines):
+    "Comments of parameters that go on in a line of their own, which docments does not read"
     more, last = {}, None
-    for line in inspect.getsource(function).splitlines():
-        if m := re.match(r"\s*\**(\w+)[:=,\s].*?#", line): last = m[1]
+    for line in lines[node.lineno:node.body[0].lineno - 1]:
+        if m := re.match(r"\s*\**(\w+)\b.*#", line): last = m[1]
         elif (m := re.match(r"\s*#\s*(.*)", line)) and last: more[last] = f"{more.get(last, '')} {m[1]}"
-        elif re.match(r"\s*\).*:", line) or line.strip().startswith('"'): break
     return more
 
 
-def kind(annotation):
-    "A type as a person writes it"
-    if annotation in (inspect.Parameter.empty, type(None)): return ""
-    text = getattr(annotation, "__name__", str(annotation)) if isinstance(annotation, type) else str(annotation)
-    return f"`{text.replace('|', 'or')}`"
-
-
-def table(function, node):
-    "What each parameter is, as a table; nothing where the parameters stand on one line, without comments of their own"
-    if not node.args.args or node.args.args[-1].lineno == node.lineno: return ""
-    about, more = docments(function, full=True), continued(function)
-    if not any(p["docment"] for p in about.values()): return ""
-    rows = []
+def parameters(function, node, lines):
+    "What each parameter is, as a table; nothing where they stand on one line, without comments of their own"
+    about, rows = docments(function, full=True), []
+    if not node.args.args or node.args.args[-1].lineno == node.lineno or not any(p["docment"] for p in about.values()): return ""
     for name, p in about.items():
-        if name == "self" or name == "return" and not p["docment"]: continue
-        text = plain(" ".join((p["docment"] or "").split()) + more.get(name, ""))
-        rows.append(f"| {'*returns*' if name == 'return' else f'`{name}`'} | {kind(p['anno'])} | {text} |")
-    return "\n".join(["", "| parameter | type | what it is |", "|---|---|---|", *rows, ""])
+        text = " ".join((p["docment"] or "").split()) + continued(node, lines).get(name, "")
+        kind = p["anno"].__name__ if isinstance(p["anno"], type) else str(p["anno"]).replace("|", "or")
+        kind = f"`{kind}`" if kind not in ("_empty", "NoneType") else ""
+        if name != "self" and (name != "return" or text):
+            rows.append((f"`{name}`" if name != "return" else "*returns*", kind, plain(text)))
+    return table(("parameter", "type", "what it is"), rows)
 
 
-def doc(node, source):
-    "The docstring; of a function of one line, the comment behind it"
-    behind = re.search(r"\s#\s*(.*)$", source.splitlines()[node.lineno - 1]) if node.lineno == node.end_lineno else None
-    return plain(ast.get_docstring(node) or (behind[1] if behind else "")) + "\n"
+def fields(node, lines):
+    "What the fields of a dataclass are"
+    rows = [(f"`{f.target.id}`", f"`{ast.unparse(f.value)}`" if f.value else "", plain(comment(lines[f.lineno - 1])))
+            for f in node.body if isinstance(f, ast.AnnAssign)]
+    return table(("field", "default", "what it is"), rows) if rows else ""
 
 
-def entry(module, node, source, notebook, cell):
-    "One definition, with a link to the cell of the chapter that writes it"
-    page = dict(index="start").get(notebook, notebook)
-    where = f"\n{{.written}}\n{{ref}}`chapter {notebook.split('_')[0]} <cell-{cell}>`\n"
+def table(head, rows):
+    return "\n".join(["", *(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)), ""])
+
+
+def method(thing, node, lines):
+    "A method or property of a class"
+    kind = "attribute" if node.decorator_list else "method"
+    head = node.name if node.decorator_list else f"{node.name}({signature(node)})"
+    body = "" if node.decorator_list else parameters(getattr(thing, node.name), node, lines)
+    return f"\n:::{{py:{kind}}} {head}\n{doc(node, lines)}{body}:::\n"
+
+
+def entry(module, node, name, lines):
+    "The kind of a definition, its head, and what there is to say"
+    thing, says = getattr(module, name), doc(node, lines)
     if isinstance(node, ast.Assign):
-        comment = re.search(r"\s# *(.*)$", source.splitlines()[node.lineno - 1])
         value = ast.unparse(node.value)
-        shown = f":value: {value}\n" if len(value) < 90 else ""
-        return "".join(f"\n:::{{py:data}} {t.id}\n:module: {module.__name__}\n{shown}{plain(comment[1]) if comment else ''}\n{where}:::\n"
-                       for t in node.targets if isinstance(t, ast.Name))
-    thing = getattr(module, node.name)
+        return "data", name, (f":value: {value}\n" if len(value) < 90 else "") + says
     if isinstance(node, ast.FunctionDef):
-        return f"\n:::{{py:function}} {node.name}({signature(node)})\n:module: {module.__name__}\n{doc(node, source)}{table(thing, node)}{where}:::\n"
-    methods = [m for m in node.body if isinstance(m, ast.FunctionDef)]
-    init = next((m for m in methods if m.name == "__init__"), None)
-    fields = [f for f in node.body if isinstance(f, ast.AnnAssign)]                  # a dataclass documents its fields
-    head = f"({signature(init)})" if init else ""
-    body = doc(node, source) + (table(thing.__init__, init) if init else fields_table(fields, inspect.getsource(thing)))
-    for m in methods:
-        if m.name == "__call__" or not m.name.startswith("_"):
-            body += f"\n:::{{py:method}} {m.name}({signature(m)})\n{doc(m, source)}{table(getattr(thing, m.name), m)}:::\n" if not m.decorator_list else \
-                    f"\n:::{{py:attribute}} {m.name}\n{doc(m, source)}:::\n"
-    return f"\n::::{{py:class}} {node.name}{head}\n:module: {module.__name__}\n{body}{where}::::\n"
+        return "function", f"{name}({signature(node)})", says + parameters(thing, node, lines)
+    methods = {m.name: m for m in node.body if isinstance(m, ast.FunctionDef)}
+    init = methods.get("__init__")
+    says += parameters(thing.__init__, init, lines) if init else fields(node, lines)
+    says += "".join(method(thing, m, lines) for n, m in methods.items() if n == "__call__" or not n.startswith("_"))
+    return "class", f"{name}({signature(init)})" if init else name, says
 
 
-def fields_table(fields, source):
-    if not fields: return ""
-    notes = dict(re.findall(r"^    (\w+) *:.*?# *(.*)$", source, re.M))
-    rows = [f"| `{f.target.id}` | {f'`{ast.unparse(f.value)}`' if f.value else ''} | {plain(notes.get(f.target.id, ''))} |" for f in fields]
-    return "\n".join(["", "| field | default | what it is |", "|---|---|---|", *rows, ""])
+def page(path, home, title):
+    "The reference of one module, each definition with a link to the cell of the chapter that writes it"
+    module, lines = importlib.import_module(f"{path.parent.name}.{path.stem}"), path.read_text(encoding="utf-8").splitlines()
+    text = (f"# `{path.stem}`\n\n```{{py:module}} {module.__name__}\n```\n\n"
+            f"What chapter [{title}](../{home}.ipynb) writes: `from {path.parent.name} import {path.stem}`.\n")
+    for node, names, notebook, cell in definitions(path):
+        for name in names:
+            kind, head, says = entry(module, node, name, lines)
+            where = f"{{.written}}\n{{ref}}`chapter {notebook.split('_')[0]} <cell-{cell}>`"
+            text += f"\n::::{{py:{kind}}} {head}\n:module: {module.__name__}\n{says}\n{where}\n::::\n"
+    return text
 
 
 def pages(lib, parts):
     "Markdown by page name: `api`, the list of modules in the order of the book, and `api/MODULE` for each"
-    chapters = [(title, name) for rows in parts.values() for title, name in rows]
-    written, out = {}, {}
-    for p in sorted(lib.glob("[a-z]*.py")):
-        home = public(p)[0][2]
-        title = dict((n, t) for t, n in chapters)[home]
-        written[p.stem] = ([n for _, n in chapters].index(home), title, home)
-        module = importlib.import_module(f"{lib.name}.{p.stem}")
-        body = "".join(entry(module, *found) for found in public(p))
-        out[f"api/{p.stem}"] = (f"# `{p.stem}`\n\n```{{py:module}} {lib.name}.{p.stem}\n```\n\n"
-                                f"What chapter [{title}](../{home}.ipynb) writes: `from {lib.name} import {p.stem}`.\n{body}")
-    order = sorted(written, key=lambda name: (written[name][0], name))
-    rows = "\n".join(f"| [{n}](api/{n}.md) | [{written[n][1]}]({written[n][2]}.ipynb) | {', '.join(main_names(lib / f'{n}.py'))} |" for n in order)
-    tree = "```{toctree}\n:hidden:\n\n" + "\n".join(f"{n} <api/{n}>" for n in order) + "\n```"
+    titles = {name: title for rows in parts.values() for title, name in rows}
+    home = {p: definitions(p)[0][2] for p in lib.glob("[a-z]*.py")}
+    order = sorted(home, key=lambda p: (list(titles).index(home[p]), p.stem))
+    out = {f"api/{p.stem}": page(p, home[p], titles[home[p]]) for p in order}
+    rows = []
+    for p in order:
+        names = [n for node, names, *_ in definitions(p) for n in names if not isinstance(node, ast.Assign)]
+        linked = ", ".join(f"{{py:obj}}`{n} <{lib.name}.{p.stem}.{n}>`" for n in names)
+        rows.append((f"[{p.stem}](api/{p.stem}.md)", f"[{titles[home[p]]}]({home[p]}.ipynb)", linked))
     out["api"] = (f"# The package\n\nThe cells of the book are the package `{lib.name}`: a module a chapter, in the order of the book. "
-                  f"Every name leads to what it takes and gives, and from there to the cell that writes it.\n\n"
-                  f"| module | chapter | names |\n|---|---|---|\n{rows}\n\n{tree}\n")
+                  "Every name leads to what it takes and gives, and from there to the cell that writes it.\n"
+                  + table(("module", "chapter", "names"), rows)
+                  + "\n```{toctree}\n:hidden:\n\n" + "\n".join(f"{p.stem} <api/{p.stem}>" for p in order) + "\n```\n")
     return out
-
-
-def main_names(path):
-    "Classes and functions of a module, for its row in the list"
-    return [f"{{py:obj}}`{node.name} <imm_edu.{path.stem}.{node.name}>`" for node, *_ in public(path) if hasattr(node, "name")]

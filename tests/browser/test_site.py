@@ -201,8 +201,8 @@ def test_what_is_folded_opens(visit):
     assert solutions.locator("pre").first.is_visible()
 
 
-def test_doors_to_elsewhere_only_when_the_book_has_an_address(site):
-    sys.path.insert(0, str(house.NBS / "site"))
+def test_doors_to_elsewhere_only_when_the_book_has_an_address(site, monkeypatch):
+    monkeypatch.syspath_prepend(house.NBS / "site")
     import build
     notebook = house.NBS / "01_flow.ipynb"
     first = build.chapter(notebook, "https://github.com/someone/imm_edu", "main")["cells"][0]["source"]
