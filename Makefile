@@ -46,6 +46,12 @@ tidy: $(READY)  ## clean the notebooks of what an editor left, so that differenc
 	@nbdev_clean
 	@$(PY) tests/house.py metadata
 
+docs: $(READY)  ## build the book as a site into _site/, no server needed (GIT_URL=https://github.com/... adds doors to Colab and Kaggle)
+	@$(PY) -c 'import importlib as i; [i.import_module(n) for n in ("sphinx", "myst_nb", "furo", "sphinx_copybutton", "sphinx-mathjax-offline")]' 2>/dev/null || { \
+	   echo "Installing what builds the site: docs_requirements of settings.ini, about a minute the first time."; \
+	   $(PIP) -q $(LOCK) --editable '.[docs]' || { echo "The install did not finish: see the message above, then run make docs again."; exit 1; }; }
+	@GIT_URL="$(GIT_URL)" $(PY) nbs/site/build.py
+
 hooks: $(READY)  ## nbdev's git hooks, and `make check` before each commit
 	@nbdev_install_hooks
 	@printf '#!/bin/sh\nexec make check\n' > "$$(git rev-parse --git-path hooks)/pre-commit"
@@ -84,4 +90,4 @@ $(READY): requirements.lock settings.ini setup.py
 	@$(PY) tests/house.py kernel
 	@touch $@ && echo "$(VENV) is ready."
 
-.PHONY: help lab quickstart bench test check oldest mutants run tidy hooks lock
+.PHONY: help lab quickstart bench test check oldest mutants run tidy docs hooks lock

@@ -35,7 +35,7 @@ def pytest_terminal_summary(terminalreporter, config):
         chapters = sum("test_chapters.py" in r.nodeid for r in passed)
         skipped = [r.longrepr[2].removeprefix("Skipped: ") for r in tr.stats.get("skipped", [])]
         say(f"notebooks: {chapters} ran to the end, of {len(config.book)}")
-        say(f"tests: {len(passed) - chapters} passed, {len(tr.stats.get('failed', []))} failed, {len(skipped)} skipped" + "".join(f"\n  skipped: {s}" for s in skipped))
+        say(f"tests: {len(passed) - chapters} passed, {len(tr.stats.get('failed', []))} failed, {len(skipped)} skipped" + "".join(f"\n  skipped: {s}" for s in dict.fromkeys(skipped)))
         say(f"flagged cells: {len(ran)} ran, {len(flagged) - len(ran)} skipped" + (f": {reasons}" if reasons else ""))
     if getattr(config, "budget", None):
         tr.section("size budget (a report)")
