@@ -11,7 +11,11 @@ ACIAhq/QAEACESIBIhEyASIRQgEiEVIAkhCiAJIAVqIQwgBSEOIAVBAXQhDyAPIAVqIRAgASAIaiELA0
 0JAgD95gH95AEhEyAUIBEgCiAPav0JAgD95gH95AEhFCAVIBEgCiAQav0JAgD95gH95AEhFSALIAZqIQsgCkEEaiIKIAxJDQALIA0gEv0LBAAgDSAGaiINIBP9CwQAIA
 0gBmoiDSAU/QsEACANIAZqIg0gFf0LBAAgDSAGaiENIAkgEGogBWohCSAHQQRqIgcgBEkNAAsgCEEQaiIIIAZJDQALCw==`.replace(/\s/g, "");
 
-const bytes = base64 => Uint8Array.from(atob(base64), c => c.charCodeAt(0));
+function bytes(base64) {
+  const text = atob(base64), out = new Uint8Array(text.length);
+  for (let i = 0; i < text.length; i++) out[i] = text.charCodeAt(i);        // a loop: there is a million of them
+  return out;
+}
 const four = n => n + 3 & ~3;                              // rows and columns come in fours, as the product takes them
 
 class Memory {
@@ -54,10 +58,11 @@ class Memory {
 
 // ---- Weights: float16 in base64, in the order and with the names and shapes of the state_dict
 
-const HALF = Float32Array.from({ length: 65536 }, (_, h) => {
+const HALF = new Float32Array(65536);                        // what each of the 16-bit patterns means
+for (let h = 0; h < 65536; h++) {
   const exponent = h >> 10 & 31, size = exponent ? 2 ** (exponent - 15) * (1 + (h & 1023) / 1024) : 2 ** -14 * (h & 1023) / 1024;
-  return h >> 15 ? -size : size;
-});
+  HALF[h] = h >> 15 ? -size : size;
+}
 
 class Weights {
   constructor(model, M) {
@@ -65,10 +70,9 @@ class Weights {
     Object.assign(this, { M, at: {}, shapes: model.shapes });
     let start = 0;
     for (const [name, shape] of Object.entries(model.shapes)) {
-      const count = shape.reduce((a, b) => a * b, 1);
-      this.at[name] = Float32Array.from(halves.subarray(start, start += count), h => HALF[h]);
+      const numbers = this.at[name] = new Float32Array(shape.reduce((a, b) => a * b, 1));
+      for (let i = 0; i < numbers.length; i++) numbers[i] = HALF[halves[start++]];
     }
-    this.count = start;
   }
   place(name) { return this.M.put(this.at[name]); }
   layer(name) {
@@ -231,8 +235,7 @@ const NETS = { DiT, MLP };
 
 class IMM {
   constructor(model, M) {
-    const weights = new Weights(model, M);
-    Object.assign(this, model, { net: new NETS[model.network](model.net, weights), parameters: model.parameters });
+    Object.assign(this, model, { net: new NETS[model.network](model.net, new Weights(model, M)), arithmetic: M.arithmetic });
   }
 
   jump(x, t, s, labels, guidance = 1) {
@@ -279,5 +282,254 @@ function load(name, plain = false) {
   return loaded.get(key);
 }
 
-return { load, normal, Memory, IMM };
+// ---- The page: two figures with the same desk
+
+const count = (n, word) => `${n} ${word}${n === 1 ? "" : "s"}`;
+const still = matchMedia("(prefers-reduced-motion: reduce)");
+const pause = ms => new Promise(done => setTimeout(done, ms));
+
+function make(parent, tag, properties = {}) {
+  const element = Object.assign(document.createElement(tag), properties);
+  parent.append(element);
+  return element;
+}
+
+function sharp(canvas) {
+  // A canvas with a pixel for each of the screen's, and its context in units of its own width, empty
+  const side = Math.round((canvas.clientWidth || 300) * (window.devicePixelRatio || 1)), paint = canvas.getContext("2d");
+  canvas.width = canvas.height = side;
+  paint.scale(side, side);
+  return paint;
+}
+
+class Figure {
+  // What the two have in common: choices, jumps, stops, and the order of events. Each adds options, model, compute and the painting
+  constructor(root, options) {
+    Object.assign(this, { root, turn: 0, states: [] });
+    this.find = selector => root.querySelector(selector);
+    this.fields = Object.fromEntries(["steps", "guidance", "seed"].map(name => [name, this.find(`[name=${name}]`)]));
+    options.forEach(([value, text, checked]) => {
+      const label = make(this.find(".imm-choice"), "label");
+      make(label, "input", { type: "radio", name: `imm-${root.dataset.figure}`, value, checked }).onchange = () => this.run();
+      make(label, "span", { textContent: text });
+    });
+    this.fields.steps.oninput = () => { this.even(); this.run(); };
+    if (this.fields.guidance) this.fields.guidance.oninput = () => this.run({ play: false });
+    this.fields.seed.onchange = () => this.run();
+    this.find("[name=another]").onclick = () => { this.fields.seed.value = this.seed + 1; this.run(); };
+    this.find("[name=play]").onclick = () => this.play();
+    this.find("[name=even]").onclick = () => { this.even(); this.run({ play: false }); };
+    root.hidden = false;
+    this.even();
+    new ResizeObserver(() => { this.lines(); if (root.dataset.state === "done") this.paint(); }).observe(this.find(".imm-way"));
+  }
+  get steps() { return +this.fields.steps.value; }
+  get seed() { return +this.fields.seed.value | 0; }
+  get guidance() { return +(this.fields.guidance?.value ?? 1); }
+  get choice() { return this.find(".imm-choice input:checked").value; }
+  say(name, text) { this.find(`[data-out=${name}]`).textContent = text; }
+
+  even() {
+    // Stops at even distances, each a range input that may move between its neighbours
+    const axis = this.find(".imm-axis"), states = this.find(".imm-states"), { steps } = this, { T, eps } = this.model;
+    this.times = this.model.uniform(steps);
+    axis.replaceChildren(); states.replaceChildren();
+    for (const t of [T, eps]) make(axis, "i").style.left = this.left(t);
+    this.inputs = this.times.slice(1, -1).map((t, i) => {
+      const input = make(axis, "input", { type: "range", min: eps, max: T, step: .001, value: t });
+      input.setAttribute("aria-label", `Stop ${i + 1} of ${steps - 1}`);
+      input.oninput = () => this.drag(input, i + 1);
+      return input;
+    });
+    this.frames = this.times.map(() => {
+      const figure = make(states, "figure"), canvas = make(figure, "canvas", { className: this.kind });
+      return { canvas, caption: make(figure, "figcaption") };
+    });
+    this.lines();
+  }
+  left(t) {
+    // Where a time stands on the axis, whose thumbs are 18 pixels wide
+    const share = (this.model.T - t) / (this.model.T - this.model.eps);
+    return `calc(9px + ${share} * (100% - 18px))`;
+  }
+  drag(input, i) {
+    const gap = .002, t = Math.min(this.times[i - 1] - gap, Math.max(this.times[i + 1] + gap, +input.value));
+    input.value = this.times[i] = t;
+    this.lines();
+    this.run({ play: false });
+  }
+  lines() {
+    // From each stop to what the sample looks like there
+    const lines = this.find(".imm-lines"), box = lines.getBoundingClientRect(), { T, eps } = this.model;
+    this.times.forEach((t, i) => {
+      this.frames[i].caption.textContent = t.toFixed(2);
+      this.inputs[i - 1]?.setAttribute("aria-valuetext", `t = ${t.toFixed(3)}`);
+    });
+    lines.innerHTML = this.times.map((t, i) => {
+      const from = 9 + (T - t) / (T - eps) * (box.width - 18), frame = this.frames[i].canvas.getBoundingClientRect();
+      const to = frame.left + frame.width / 2 - box.left, h = box.height;
+      return `<path d="M${from} 0C${from} ${h / 2} ${to} ${h / 2} ${to} ${h}"/>`;
+    }).join("");
+    this.say("steps", this.steps);
+    this.say("jumps", count(this.steps, "jump"));
+    if (this.fields.guidance) this.say("guidance", this.guidance);
+  }
+
+  async run({ play = true } = {}) {
+    // Compute what the controls ask for, unless they ask for something else meanwhile; then show it
+    const turn = ++this.turn;
+    this.root.dataset.state = "busy";
+    this.lines();
+    await new Promise(requestAnimationFrame);
+    if (turn !== this.turn) return;
+    let ms = 0;
+    for (const part of this.parts()) {
+      const begin = performance.now();
+      part();
+      ms += performance.now() - begin;
+      if (!play || still.matches) this.paint(this.steps);
+      await pause(0);                                      // a moment for the reader's hand
+      if (turn !== this.turn) return;
+    }
+    const { parameters, arithmetic } = this.model;
+    this.say("facts", `${this.what}, ${count(this.steps, "jump")}: ${ms < 10 ? ms.toFixed(1) : Math.round(ms)} ms. A network of `
+      + `${parameters.toLocaleString("en")} parameters, in ${arithmetic}. It runs in your browser: nothing is sent.`);
+    if (play) await this.play(); else this.done();
+  }
+  done() { this.paint(this.steps); this.root.dataset.state = "done"; }
+}
+
+class Digits extends Figure {
+  static options = [["all", "all", true], ...Array.from({ length: 10 }, (_, i) => [i, i])];
+  constructor(root) {
+    super(root, Digits.options);
+    this.shown = 3;
+    this.tiles = Array.from({ length: 16 }, (_, i) => {
+      const button = make(this.find(".imm-sheet"), "button", { type: "button", onclick: () => { this.shown = i; this.paint(this.steps); } });
+      return { button, canvas: make(button, "canvas", { className: this.kind }) };
+    });
+    this.run();
+  }
+  get kind() { return "imm-digit"; }
+  get model() { return load("digits"); }
+  get labels() { return this.tiles.map((_, i) => this.choice === "all" ? i % 10 : +this.choice); }
+  get what() { return `16 digits${this.guidance === 1 ? "" : " with guidance"}`; }
+
+  *parts() {
+    // The digit whose way is shown first, then the others, four at a time
+    const { model, labels, times, guidance } = this, size = model.net.config.size ** 2, x = normal(this.seed, 16 * size);
+    const order = [this.shown, ...[...labels.keys()].filter(i => i !== this.shown)];
+    for (const some of [order.slice(0, 1), ...[1, 5, 9, 13].map(i => order.slice(i, i + 4))]) yield () => {
+      const noise = Float64Array.from(some.flatMap(i => [...x.subarray(i * size, (i + 1) * size)]), v => model.sigma_d * v);
+      const states = model.pushforward(noise, times, some.map(i => labels[i]), guidance);
+      some.forEach((i, at) => this.states[i] = states.map(state => state.subarray(at * size, (at + 1) * size)));
+    };
+  }
+  async play() {
+    // All digits, one jump after the other
+    const turn = ++this.turn;
+    this.root.dataset.state = "busy";
+    for (let i = 0; i < this.steps && !still.matches; i++) {
+      this.paint(i);
+      await pause(i ? 170 : 350);
+      if (turn !== this.turn) return;
+    }
+    this.done();
+  }
+  paint(step = this.steps) {
+    if (!this.tiles) return;
+    this.tiles.forEach(({ button, canvas }, i) => {
+      button.setAttribute("aria-pressed", i === this.shown);
+      button.setAttribute("aria-label", `Sample ${i + 1}, a ${this.labels[i]}`);
+      if (this.states[i]?.[step]) this.draw(canvas, this.states[i][step]);
+    });
+    this.frames.forEach(({ canvas }, i) => { const x = this.states[this.shown]?.[i]; if (x) this.draw(canvas, x); });
+  }
+  draw(canvas, x) {
+    // -1 ... 1 as paper ... ink, in 256 steps
+    const side = this.model.net.config.size, [paper, ink] = this.colours ??= this.inks(), grey = new Uint8ClampedArray(4 * x.length);
+    x.forEach((v, i) => {
+      const share = Math.round(255 * Math.min(1, Math.max(0, (v + 1) / 2))) / 255;
+      for (let c = 0; c < 3; c++) grey[4*i + c] = paper[c] + share * (ink[c] - paper[c]);
+      grey[4*i + 3] = 255;
+    });
+    if (canvas.width !== side) canvas.width = canvas.height = side;
+    canvas.getContext("2d").putImageData(new ImageData(grey, side, side), 0, 0);
+  }
+  inks() {
+    const style = getComputedStyle(this.root), hex = name => style.getPropertyValue(name).trim().replace(/^#(.)(.)(.)$/, "#$1$1$2$2$3$3");
+    return ["--paper", "--ink"].map(name => [1, 3, 5].map(i => parseInt(hex(name).slice(i, i + 2), 16)));
+  }
+}
+
+class Plane extends Figure {
+  static options = [["moons", "moons"], ["checkerboard", "checkerboard", true], ["spiral", "spiral"], ["gaussians", "Gaussians"]];
+  constructor(root) {
+    super(root, Plane.options);
+    this.run({ play: false });
+    const seen = new IntersectionObserver(([entry]) => { if (entry.isIntersecting) { seen.disconnect(); this.play(); } }, { threshold: .5 });
+    seen.observe(this.find("canvas"));
+  }
+  get kind() { return "imm-cloud"; }
+  get particles() { return 500; }
+  get model() { return load(`toy-${this.choice}`); }
+  get what() { return `${this.particles} points`; }
+
+  *parts() {
+    yield () => {
+      const { model, particles } = this, noise = normal(this.seed, 2 * particles).map(v => model.sigma_d * v);
+      this.states = model.pushforward(noise, this.times, Array(particles).fill(-1));
+    };
+  }
+  async play() {
+    // Each jump in half a second, its particles on straight lines
+    const turn = ++this.turn, began = performance.now();
+    this.root.dataset.state = "busy";
+    while (!still.matches) {
+      const now = (await new Promise(requestAnimationFrame) - began) / 550;
+      if (turn !== this.turn) return;
+      if (now >= this.steps) break;
+      this.paint(Math.max(0, Math.floor(now) + Math.min(1, now % 1 * 1.5) ** 2 * (3 - 2 * Math.min(1, now % 1 * 1.5))));
+    }
+    this.done();
+  }
+  paint(step = this.steps) {
+    if (this.states.length !== this.times.length) return;
+    const from = this.states[Math.floor(step)], to = this.states[Math.ceil(step)], share = step % 1;
+    this.draw(this.find(".imm-plane"), from.map((v, i) => v + share * (to[i] - v)), .0075, this.data());
+    if (step === this.steps) this.frames.forEach(({ canvas }, i) => this.draw(canvas, this.states[i], .014));
+  }
+  draw(canvas, x, radius, behind) {
+    // Particles in the colour of the direction from which they came
+    const paint = sharp(canvas), { window: w } = this.model, place = v => (v / w + 1) / 2, hues = this.colours ??= this.directions();
+    const dot = (a, b, r) => { paint.beginPath(); paint.arc(place(a), 1 - place(b), r, 0, 7); paint.fill(); };
+    if (behind) {
+      paint.fillStyle = getComputedStyle(this.root).getPropertyValue("--data");
+      for (let i = 0; i < behind.length; i += 2) paint.fillRect(place(behind[i]), 1 - place(behind[i + 1]), .006, .006);
+    }
+    for (let i = 0; i < x.length; i += 2) {
+      paint.fillStyle = hues(Math.atan2(this.states[0][i + 1], this.states[0][i]));
+      dot(x[i], x[i + 1], radius);
+    }
+  }
+  data() { return this.model.behind ??= Array.from(bytes(this.model.points), v => (v / 127.5 - 1) * this.model.window); }
+  directions() {
+    const style = getComputedStyle(this.root), [saturation, lightness] = ["--saturation", "--lightness"].map(name => style.getPropertyValue(name));
+    return angle => `hsl(${Math.round(angle / Math.PI * 180)} ${saturation} ${lightness})`;
+  }
+}
+
+const figures = [];
+function start() {
+  const root = document.getElementById("imm-player");
+  if (!root) return;
+  if (!window.IMM_MODELS) { root.querySelector(".imm-sorry").hidden = false; return; }
+  for (const [kind, name] of [[Digits, "digits"], [Plane, "plane"]]) figures.push(new kind(root.querySelector(`[data-figure=${name}]`)));
+  const repaint = () => figures.forEach(figure => { figure.colours = null; figure.paint(); });      // light has become dark
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", repaint);
+  new MutationObserver(repaint).observe(document.body, { attributes: true, attributeFilter: ["data-theme"] });
+}
+if (typeof document !== "undefined") start();
+
+return { load, normal, Memory, IMM, figures };
 })();
