@@ -276,7 +276,7 @@ function normal(seed, count) {
 
 const loaded = new Map();
 function load(name, plain = false) {
-  // A model of models.js, with a memory of its own: 8 MB for its weights and up to 2 x 16 digits or 800 points
+  // A model of models.js, with 8 MB of its own: room for its weights and 64 digits, or 2,500 points, at a time
   const key = name + (plain ? ", plain" : "");
   if (!loaded.has(key)) loaded.set(key, new IMM(window.IMM_MODELS[name], new Memory(128, plain)));
   return loaded.get(key);
@@ -362,7 +362,7 @@ class Figure {
     // From each stop to what the sample looks like there
     const lines = this.find(".imm-lines"), box = lines.getBoundingClientRect(), { T, eps } = this.model;
     this.times.forEach((t, i) => {
-      this.frames[i].caption.textContent = t.toFixed(2);
+      this.frames[i].caption.textContent = (i ? "" : "t = ") + t.toFixed(2);
       this.inputs[i - 1]?.setAttribute("aria-valuetext", `t = ${t.toFixed(3)}`);
     });
     lines.innerHTML = this.times.map((t, i) => {
@@ -372,6 +372,7 @@ class Figure {
     }).join("");
     this.say("steps", this.steps);
     this.say("jumps", count(this.steps, "jump"));
+    this.say("hint", [this.steps > 1 && `drag the stop${this.steps > 2 ? "s" : ""}`, this.aside].filter(Boolean).join(", "));
     if (this.fields.guidance) this.say("guidance", this.guidance);
   }
 
@@ -411,6 +412,7 @@ class Digits extends Figure {
     this.run();
   }
   get kind() { return "imm-digit"; }
+  get aside() { return "press a digit"; }
   get model() { return load("digits"); }
   get labels() { return this.tiles.map((_, i) => this.choice === "all" ? i % 10 : +this.choice); }
   get what() { return `16 digits${this.guidance === 1 ? "" : " with guidance"}`; }
