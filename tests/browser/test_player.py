@@ -2,8 +2,10 @@
 
 Needs `pip install playwright` and a chromium on the PATH; without them the tests are skipped, since nothing else here needs a browser.
 """
+import base64
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -130,6 +132,14 @@ def test_what_is_seen_is_what_was_computed(visit):
     assert f"{sum(p.numel() for p in model.parameters()):,} parameters" in figure.locator("[data-out=facts]").text_content()
 
 
+def test_the_assembled_product_is_the_one_that_can_be_read(tmp_path):
+    if not shutil.which("wat2wasm"):
+        pytest.skip("no wat2wasm on the PATH to assemble product.wat with: npm install wabt")
+    subprocess.run(["wat2wasm", ROOT / "nbs/site/player/product.wat", "-o", tmp_path / "product.wasm"], check=True)
+    text = re.search("const PRODUCT = `([^`]*)`", (ROOT / "nbs/site/player/player.js").read_text())[1]
+    assert base64.b64decode(text) == (tmp_path / "product.wasm").read_bytes(), "assemble product.wat again, and write it into player.js"
+
+
 def test_noise_is_normal(visit):
     z = torch.tensor(visit().evaluate("[...ImmPlayer.normal(1, 20000)]"), dtype=torch.float64)
     assert z.mean().abs() < .04 and (z.std() - 1).abs() < .03, "the sampler starts from mean 0 and deviation 1, times sigma_d"
@@ -172,6 +182,17 @@ def test_particles_follow_the_stops_too(visit):
     assert (ends() - want).abs().max() < 1e-4, "the spiral's particles must be where torch puts them with these stops"
     colours = "c => new Set(c.getContext('2d').getImageData(0, 0, c.width, c.height).data).size"
     assert figure.locator(".imm-plane").evaluate(colours) > 9, "and they are drawn"
+
+
+def test_with_motion_it_ends_where_it_does_without(visit):
+    moving, still = visit(reduced_motion="no-preference"), visit()
+    assert torch.equal(pictures(settled(moving)), pictures(settled(still))), "motion shows the way, and does not change where it ends"
+    plane = settled(moving, "plane")
+    plane.scroll_into_view_if_needed()
+    plane.get_by_role("button", name="Play").click()
+    settled(moving, "plane"), settled(still, "plane")
+    ends = "[...ImmPlayer.figures[1].states.at(-1)]"
+    assert moving.evaluate(ends) == still.evaluate(ends), "particles rest where the jumps put them"
 
 
 def test_without_webassembly_it_is_slower_and_the_same(visit):

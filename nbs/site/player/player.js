@@ -175,14 +175,13 @@ class DiT {
     const score = new Float64Array(N);
     for (let b = 0; b < B; b++) for (let head = 0; head < heads; head++) for (let i = 0; i < N; i++) {
       const q = qkv + (b*N + i) * 3*width + head*d, to = y + (b*N + i) * width + head*d;
-      let sum = 0;
+      let sum = 0, most = -Infinity;
       for (let j = 0; j < N; j++) {
         const k = qkv + (b*N + j) * 3*width + width + head*d;
         let dot = 0;
         for (let c = 0; c < d; c++) dot += f[q + c] * f[k + c];
-        score[j] = dot / Math.sqrt(d);
+        most = Math.max(most, score[j] = dot / Math.sqrt(d));
       }
-      const most = Math.max(...score);
       for (let j = 0; j < N; j++) sum += score[j] = Math.exp(score[j] - most);
       f.fill(0, to, to + d);
       for (let j = 0; j < N; j++) {
@@ -317,7 +316,7 @@ class Figure {
     if (this.fields.guidance) this.fields.guidance.oninput = () => this.run({ play: false });
     this.fields.seed.onchange = () => this.run();
     this.find("[name=another]").onclick = () => { this.fields.seed.value = this.seed + 1; this.run(); };
-    this.find("[name=play]").onclick = () => this.play();
+    this.find("[name=play]").onclick = () => this.run();
     this.find("[name=even]").onclick = () => { this.even(); this.run({ play: false }); };
     root.hidden = false;
     this.even();
@@ -395,9 +394,11 @@ class Figure {
     const { parameters, arithmetic } = this.model;
     this.say("facts", `${this.what}, ${count(this.steps, "jump")}: ${ms < 10 ? ms.toFixed(1) : Math.round(ms)} ms. A network of `
       + `${parameters.toLocaleString("en")} parameters, in ${arithmetic}. It runs in your browser: nothing is sent.`);
-    if (play) await this.play(); else this.done();
+    if (play && !still.matches) await this.play(turn);
+    if (turn !== this.turn) return;
+    this.root.dataset.state = "done";
+    this.paint();
   }
-  done() { this.paint(this.steps); this.root.dataset.state = "done"; }
 }
 
 class Digits extends Figure {
@@ -406,7 +407,7 @@ class Digits extends Figure {
     super(root, Digits.options);
     this.shown = 3;
     this.tiles = Array.from({ length: 16 }, (_, i) => {
-      const button = make(this.find(".imm-sheet"), "button", { type: "button", onclick: () => { this.shown = i; this.paint(this.steps); } });
+      const button = make(this.find(".imm-sheet"), "button", { type: "button", onclick: () => { this.shown = i; if (root.dataset.state === "done") this.paint(); } });
       return { button, canvas: make(button, "canvas", { className: this.kind }) };
     });
     this.run();
@@ -427,16 +428,12 @@ class Digits extends Figure {
       some.forEach((i, at) => this.states[i] = states.map(state => state.subarray(at * size, (at + 1) * size)));
     };
   }
-  async play() {
+  async play(turn) {
     // All digits, one jump after the other
-    const turn = ++this.turn;
-    this.root.dataset.state = "busy";
-    for (let i = 0; i < this.steps && !still.matches; i++) {
+    for (let i = 0; i < this.steps && turn === this.turn; i++) {
       this.paint(i);
       await pause(i ? 170 : 350);
-      if (turn !== this.turn) return;
     }
-    this.done();
   }
   paint(step = this.steps) {
     if (!this.tiles) return;
@@ -469,7 +466,7 @@ class Plane extends Figure {
   constructor(root) {
     super(root, Plane.options);
     this.run({ play: false });
-    const seen = new IntersectionObserver(([entry]) => { if (entry.isIntersecting) { seen.disconnect(); this.play(); } }, { threshold: .5 });
+    const seen = new IntersectionObserver(([entry]) => { if (entry.isIntersecting) { seen.disconnect(); this.run(); } }, { threshold: .5 });
     seen.observe(this.find("canvas"));
   }
   get kind() { return "imm-cloud"; }
@@ -483,17 +480,13 @@ class Plane extends Figure {
       this.states = model.pushforward(noise, this.times, Array(particles).fill(-1));
     };
   }
-  async play() {
-    // Each jump in half a second, its particles on straight lines
-    const turn = ++this.turn, began = performance.now();
-    this.root.dataset.state = "busy";
-    while (!still.matches) {
-      const now = (await new Promise(requestAnimationFrame) - began) / 550;
-      if (turn !== this.turn) return;
-      if (now >= this.steps) break;
-      this.paint(Math.max(0, Math.floor(now) + Math.min(1, now % 1 * 1.5) ** 2 * (3 - 2 * Math.min(1, now % 1 * 1.5))));
+  async play(turn) {
+    // Each jump takes two thirds of half a second, its particles on straight lines; then they rest
+    const began = performance.now();
+    for (let now = 0; now < this.steps && turn === this.turn; now = Math.max(0, await new Promise(requestAnimationFrame) - began) / 550) {
+      const share = Math.min(1, now % 1 * 1.5);
+      this.paint(Math.floor(now) + share ** 2 * (3 - 2 * share));
     }
-    this.done();
   }
   paint(step = this.steps) {
     if (this.states.length !== this.times.length) return;
