@@ -361,7 +361,7 @@ class Figure {
     // From each stop to what the sample looks like there
     const lines = this.find(".imm-lines"), box = lines.getBoundingClientRect(), { T, eps } = this.model;
     this.times.forEach((t, i) => {
-      this.frames[i].caption.textContent = (i ? "" : "t = ") + t.toFixed(2);
+      this.frames[i].caption.textContent = t.toFixed(2);
       this.inputs[i - 1]?.setAttribute("aria-valuetext", `t = ${t.toFixed(3)}`);
     });
     lines.innerHTML = this.times.map((t, i) => {
