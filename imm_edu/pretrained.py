@@ -610,13 +610,16 @@ def export(
     try: import onnx, onnxscript
     except ImportError:
         raise ImportError("writing ONNX needs onnx and onnxscript: pip install -e '.[export]'; save and load need nothing") from None
+    if (size := sum(p.nbytes for p in model.parameters())) > 1.5e9:
+        raise ValueError(f"model has {size:,} bytes of weights, and one ONNX file holds 1.5e9 of them; export model.half()")
     path, shape, training = Path(path), image_shape(model), model.training
     first, others = {0: torch.export.Dim("n", min=1)}, {0: torch.export.Dim.DYNAMIC}      # any number of images; traced with two
     times = (torch.tensor([v, v], dtype=torch.float64) for v in (model.T, model.eps))
-    inputs = dict(zip(("x", "t", "s", "label"), (torch.zeros(2, *shape), *times, torch.tensor([-1, 0]))))
+    x = torch.zeros(2, *shape, device=next(model.parameters()).device)
+    inputs = dict(zip(("x", "t", "s", "label"), (x, *times, torch.tensor([-1, 0]))))
     if not model.classes: del inputs["label"]
     try:
-        with torch.no_grad(), torch.device(next(model.parameters()).device):
+        with torch.no_grad():
             jump = torch.onnx.export(
                 model.eval(), tuple(inputs.values()), dynamo=True, verbose=False,
                 dynamic_shapes=[first] + [others] * (len(inputs) - 1), input_names=[*inputs], output_names=["x_s"])

@@ -1020,6 +1020,14 @@ def test_guidance_is_a_mixture_of_two_jumps():
     assert torch.allclose(-1.5*null + 2.5*own, guided, atol=1e-5), "a jump is linear in G, so guiding G is guiding the jump"
 
 
+def test_a_model_too_large_for_one_file_is_told_before_the_work(tmp_path):
+    for package in ("onnx", "onnxscript"):
+        pytest.importorskip(package, reason=f"{package} is optional: pip install -e '.[export]'")
+    with torch.device("meta"): large = IMM(DiT(size=32, channels=4, patch=2, width=1152, depth=28, heads=16), OTFM())
+    with pytest.raises(ValueError, match=r"bytes of weights, and one ONNX file holds 1.5e9 of them; export model.half\(\)"):
+        pretrained.export(large, tmp_path / "model.onnx")
+
+
 def test_without_onnx_there_is_a_sentence(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(ImportError, match=r"needs onnx and onnxscript: pip install -e '.\[export\]'"):
