@@ -22,7 +22,7 @@ setup(
     packages=[cfg["lib_path"]],
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
-    extras_require={k: cfg[f"{k}_requirements"].split() for k in ("dev", "docs", "latents")},
+    extras_require={k: cfg[f"{k}_requirements"].split() for k in ("dev", "docs", "export", "latents")},
     entry_points={"console_scripts": cfg["console_scripts"].split()},
     zip_safe=False,
 )

@@ -442,6 +442,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                     'imm_edu.pretrained.describe': ('pretrained.html#describe', 'imm_edu/pretrained.py'),
                                     'imm_edu.pretrained.download': ('pretrained.html#download', 'imm_edu/pretrained.py'),
                                     'imm_edu.pretrained.empty': ('pretrained.html#empty', 'imm_edu/pretrained.py'),
+                                    'imm_edu.pretrained.export': ('pretrained.html#export', 'imm_edu/pretrained.py'),
                                     'imm_edu.pretrained.fill': ('pretrained.html#fill', 'imm_edu/pretrained.py'),
                                     'imm_edu.pretrained.legacy': ('pretrained.html#legacy', 'imm_edu/pretrained.py'),
                                     'imm_edu.pretrained.load': ('pretrained.html#load', 'imm_edu/pretrained.py'),

@@ -7,7 +7,7 @@ __all__ = ['BUDGET', 'NUMBER', 'ENDS', 'COST', 'WIDTH', 'OPS', 'INSTEAD', 'CALLS
            'Dict', 'Set', 'Storage', 'Stored', 'scan', 'parameter', 'ordered', 'scalar', 'persistent', 'stand_in',
            'Reader', 'legacy', 'Careful', 'zipped', 'naming', 'read', 'tensors', 'released', 'choice', 'real',
            'arguments', 'empty', 'fill', 'rebuild', 'describe', 'card', 'save', 'load_folder', 'download', 'load_file',
-           'load', 'OnHub', 'push_to_hub']
+           'load', 'OnHub', 'push_to_hub', 'export']
 
 # %% ../nbs/12_pretrained.ipynb #12-005
 import errno, io, json, math, os, pickle, pickletools, re, struct, zipfile
@@ -24,6 +24,7 @@ from huggingface_hub import ModelHubMixin
 from .data import atomic
 from .precond import IMM, PARAMS
 from .presets import FLOWS, NETS, named
+from .sample import image_shape
 
 # %% ../nbs/12_pretrained.ipynb #12-007
 class Unreadable(ValueError):
@@ -599,3 +600,30 @@ def push_to_hub(
 ) -> str:                            # its address
     "Upload a model; needs to be logged in (`hf auth login`)"
     return str(OnHub(model).push_to_hub(repo, private=private, commit_message=message))
+
+# %% ../nbs/12_pretrained.ipynb #12-072
+def export(
+    model:IMM,  # around one of our networks or one of your own
+    path,       # of the file to be written, for example model.onnx
+) -> Path:
+    "Write one jump as ONNX: inputs x [n, C, H, W] float32, t and s [n] float64, with classes label [n] int64; output x_s"
+    try: import onnx, onnxscript
+    except ImportError:
+        raise ImportError("writing ONNX needs onnx and onnxscript: pip install -e '.[export]'; save and load need nothing") from None
+    if (size := sum(p.nbytes for p in model.parameters())) > 1.5e9:
+        raise ValueError(f"model has {size:,} bytes of weights, and one ONNX file holds 1.5e9 of them; export model.half()")
+    path, shape, training = Path(path), image_shape(model), model.training
+    first, others = {0: torch.export.Dim("n", min=1)}, {0: torch.export.Dim.DYNAMIC}      # any number of images; traced with two
+    times = (torch.tensor([v, v], dtype=torch.float64) for v in (model.T, model.eps))
+    x = torch.zeros(2, *shape, device=next(model.parameters()).device)
+    inputs = dict(zip(("x", "t", "s", "label"), (x, *times, torch.tensor([-1, 0]))))
+    if not model.classes: del inputs["label"]
+    try:
+        with torch.no_grad():
+            jump = torch.onnx.export(
+                model.eval(), tuple(inputs.values()), dynamo=True, verbose=False,
+                dynamic_shapes=[first] + [others] * (len(inputs) - 1), input_names=[*inputs], output_names=["x_s"])
+    finally: model.train(training)
+    jump.model.metadata_props["imm_edu"] = json.dumps(describe(model), default=repr)      # eps, T and sigma_d: what a sampler asks
+    with atomic(path) as part: jump.save(part)
+    return path

@@ -985,5 +985,55 @@ def test_offline(monkeypatch, capsys):
     assert capsys.readouterr().out.count("research only") == 1, "the licence is told once"
 
 
+# ---- ONNX
+
+def halfway(model, n):
+    "Inputs of a jump that says something: n samples between noise and data, each at times of its own, null among the labels"
+    g, step = torch.Generator().manual_seed(n), torch.arange(1, n + 1, dtype=torch.float64) / n
+    x = model.sigma_d * torch.randn(n, *sample.image_shape(model), generator=g)
+    times = dict(t=.4 + .5*step, s=.3*step)
+    return dict(x=x, **times) | (dict(label=torch.arange(n) % (model.classes + 1) - 1) if model.classes else {})
+
+
+@pytest.mark.parametrize("name", ["digits", "cifar10_laptop", "toy-moons", "toy-moons-flow"])
+def test_onnx_jumps_where_torch_does(name, tmp_path):
+    for package in ("onnx", "onnxscript"):
+        pytest.importorskip(package, reason=f"{package} is optional: pip install -e '.[export]'")
+    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is optional: pip install -e '.[export]'")
+    model = pretrained.load(Path(__file__).parents[1] / "nbs/results" / name)
+    session = onnxruntime.InferenceSession(str(pretrained.export(model.train(), tmp_path / "model.onnx")))
+    assert model.training, "export must leave the model in the mode it was in"
+    model.eval()
+    for n in (1, 2, 5):
+        inputs = halfway(model, n)
+        jump, = session.run(None, {k: v.numpy() for k, v in inputs.items()})
+        with torch.no_grad(): off = (torch.tensor(jump) - model(*inputs.values())).abs().max()
+        assert off < 1e-5, f"{name}, {n} samples: ONNX lands {off:.1e} from where PyTorch lands; they compute one function"
+    settings = json.loads(session.get_modelmeta().custom_metadata_map["imm_edu"])
+    assert settings == json.loads(json.dumps(pretrained.describe(model))), "a sampler elsewhere needs eps, T and sigma_d"
+
+
+def test_guidance_is_a_mixture_of_two_jumps():
+    model = pretrained.load(Path(__file__).parents[1] / "nbs/results/digits")
+    x, t, s, label = (v.double() if v.is_floating_point() else v for v in halfway(model, 4).values())
+    with torch.no_grad(): null, own, guided = model(x, t, s, -1), model(x, t, s, label), model(x, t, s, label, 2.5)
+    assert torch.allclose(-1.5*null + 2.5*own, guided, atol=1e-5), "a jump is linear in G, so guiding G is guiding the jump"
+
+
+def test_a_model_too_large_for_one_file_is_told_before_the_work(tmp_path):
+    for package in ("onnx", "onnxscript"):
+        pytest.importorskip(package, reason=f"{package} is optional: pip install -e '.[export]'")
+    with torch.device("meta"): large = IMM(DiT(size=32, channels=4, patch=2, width=1152, depth=28, heads=16), OTFM())
+    with pytest.raises(ValueError, match=r"bytes of weights, and one ONNX file holds 1.5e9 of them; export model.half\(\)"):
+        pretrained.export(large, tmp_path / "model.onnx")
+
+
+def test_without_onnx_there_is_a_sentence(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(ImportError, match=r"needs onnx and onnxscript: pip install -e '.\[export\]'"):
+        pretrained.export(IMM(MLP(), OTFM()), tmp_path / "model.onnx")
+    assert not any(tmp_path.iterdir()), "and nothing is written"
+
+
 if __name__ == "__main__":
     {"fuzz": lambda folder, count: fuzz(folder, int(count)), "peak": peak}[sys.argv[1]](*sys.argv[2:])
