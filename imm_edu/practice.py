@@ -33,10 +33,10 @@ def exercise_table(folder=".") -> str:
 
 # %% ../nbs/40_practice.ipynb #40-008
 def marked_up(text:str) -> str:
-    "Code in backticks and *stress* as HTML; formulas stay as they are"
+    "Code in backticks, *stress* and $formulas$ as HTML; MathJax sets what stands between \\( and \\)"
     parts = re.split(r"(\$[^$]*\$|`[^`]*`)", text)
     plain = lambda s: re.sub(r"\*([^*]+)\*", r"<em>\1</em>", html.escape(s, quote=False))
-    return "".join(f"<code>{html.escape(p[1:-1])}</code>" if p[:1] == "`" else html.escape(p, quote=False) if p[:1] == "$" else plain(p) for p in parts)
+    return "".join(f"<code>{html.escape(p[1:-1])}</code>" if p[:1] == "`" else rf"\({html.escape(p[1:-1], quote=False)}\)" if p[:1] == "$" else plain(p) for p in parts)
 
 def quiz(chapter:str, folder="quiz") -> str:
     "A chapter's questions as HTML that needs no program: an answer unfolds into the reason"
@@ -44,10 +44,10 @@ def quiz(chapter:str, folder="quiz") -> str:
     except FileNotFoundError:
         known = ", ".join(sorted(p.stem for p in Path(folder).glob("*.json"))) or "none"
         raise FileNotFoundError(f"chapter {chapter!r} has no questions in {folder}; there are: {known}") from None
-    text = []
+    text = ["<div class='mathjax_process'>"]
     for i, q in enumerate(questions, 1):
         text.append(f"<p><b>{i}.</b> {marked_up(q['question'])}</p>")
         for j, a in enumerate(q["answers"]):
             verdict = "Right." if j == q["right"] else "No."
             text.append(f"<details style='margin-left: 1.5em'><summary>{marked_up(a['text'])}</summary><p style='margin: .2em 1.5em'><b>{verdict}</b> {marked_up(a['why'])}</p></details>")
-    return "\n".join(text)
+    return "\n".join([*text, "</div>"])

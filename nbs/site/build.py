@@ -21,6 +21,7 @@ PLAYER = SITE / "player"            # the browser player, where it is there
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(SITE)]
 import api
 import house
+from imm_edu import practice
 
 PAGE = {"index": "start"}           # the site's own index is the front page
 
@@ -52,7 +53,7 @@ def doors(name, git_url, branch):
 
 
 def chapter(path, git_url="", branch="main"):
-    "A notebook as the site shows it: directives gone, folded cells folded, places to link to, the solutions folded at the end"
+    "A notebook as the site shows it: directives gone, folded cells folded, places to link to, solutions and questions folded at the end"
     nb, cells, heading = house.read(path), [], ""
     for cell in nb["cells"]:
         if cell["cell_type"] == "markdown":
@@ -73,6 +74,9 @@ def chapter(path, git_url="", branch="main"):
         folded = dict(cell_type="code", id="solutions", source=solution.read_text(encoding="utf-8").strip(), outputs=[],
                       execution_count=None, metadata=dict(tags=["hide-input"], mystnb=dict(code_prompt_show="Show the solutions")))
         cells[-1:-1] = [markdown("## Solutions\n\nTry first; the check of each exercise tells you what is wrong."), folded]
+    if (NBS / "quiz" / f"{path.stem}.json").exists():
+        cells[-1:-1] = [markdown("## Questions\n\nChoose an answer; it unfolds into the reason why it is right or wrong.\n\n"
+                                 f"```{{raw}} html\n{practice.quiz(path.stem, NBS / 'quiz')}\n```")]
     return dict(nb, cells=cells)
 
 

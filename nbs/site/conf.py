@@ -15,7 +15,7 @@ copyright = settings["copyright"] + ", Apache-2.0"
 extensions = ["myst_nb", "sphinx.ext.mathjax", "sphinx_copybutton", "links"]
 
 # Notebooks: what is committed is what is shown
-nb_execution_mode = "off"
+nb_execution_mode, nb_render_markdown_format = "off", "myst"     # tables and formulas in outputs too
 nb_ipywidgets_js = {}                                   # no live widgets, so nothing to fetch for them
 nb_code_prompt_show, nb_code_prompt_hide = "Show the code", "Hide the code"
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "deflist", "attrs_block"]
