@@ -28,7 +28,8 @@ def exercise_table(folder=".") -> str:
     "They, in Markdown, with what is done"
     done, rows = progress(folder), ["| chapter | exercise | done |", "|---|---|---|"]
     for chapter, title, key in exercises(folder):
-        rows.append(f"| {chapter[:3].strip('_')} | [{title}]({chapter}.ipynb#{title.replace(' ', '-')}) | {done.get(key, '')} |")
+        place = chapter + ".ipynb#" + title.replace(" ", "-")
+        rows.append(f"| {chapter[:3].strip('_')} | [{title}]({place}) | {done.get(key, '')} |")
     return "\n".join(rows)
 
 # %% ../nbs/40_practice.ipynb #40-008
