@@ -416,7 +416,7 @@ Exit status: 0 done, 1 last checkpoint not written, 2 a slip, 3 the training is 
   imm-edu presets imagenet256-xl"""),
     launcher=(launcher_command, launcher_words, "write the files that start a training on several GPUs or a cluster", """examples:
   imm-edu launcher --out cluster --machines 4 -- train imagenet256-xl --out runs/xl --set shard=true
-  accelerate launch --config_file cluster/parts.yaml -m imm_edu.cli train imagenet256-xl --out runs/xl
+  accelerate launch --config_file cluster/parts.yaml -m imm_edu.cli train digits --out runs/d
   sbatch cluster/job.slurm"""),
     bench=(None, lambda p: None, "measure speed", ""))
 
