@@ -16,7 +16,7 @@ from pathlib import Path
 
 SITE = Path(__file__).resolve().parent
 ROOT, NBS = SITE.parents[1], SITE.parent
-OUT, STAGE, STATIC = ROOT / "_site", ROOT / "build" / "site", ROOT / "build" / "static"
+OUT, HTML, STAGE, STATIC = ROOT / "_site", ROOT / "build" / "html", ROOT / "build" / "site", ROOT / "build" / "static"
 PLAYER = SITE / "player"            # the browser player, where it is there
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(SITE)]
 import api
@@ -119,10 +119,12 @@ def main():
     ini = ConfigParser(delimiters=["="])
     ini.read(ROOT / "settings.ini", encoding="utf-8")
     stage((os.environ.get("GIT_URL") or ini["DEFAULT"]["git_url"]).rstrip("/"), ini["DEFAULT"]["branch"])
-    shutil.rmtree(OUT, ignore_errors=True)
-    done = subprocess.run([sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-j", "auto", "-c", SITE, "-d", ROOT / "build" / "doctrees", STAGE, OUT])
+    shutil.rmtree(HTML, ignore_errors=True)
+    done = subprocess.run([sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-j", "auto", "-c", SITE, "-d", ROOT / "build" / "doctrees", STAGE, HTML])
     if done.returncode:
         raise SystemExit("The site is not right yet: mend the warnings above, they name file and line.")
+    shutil.rmtree(OUT, ignore_errors=True)
+    shutil.move(HTML, OUT)                              # not made there at once: myst-nb writes a folder beside it
     print(f"The book stands in {OUT.relative_to(ROOT)}/: open {OUT.relative_to(ROOT)}/index.html, no server needed.")
 
 
