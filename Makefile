@@ -30,6 +30,13 @@ bench: $(READY)  ## measure training and sampling against a plain version (runs/
 test: $(READY)  ## run every notebook and every test (FLAGS="slow hub" adds flagged cells)
 	@FLAGS="$(FLAGS)" $(PY) -m pytest -q $(TESTS) $(PYTEST)
 
+browser: $(READY)  ## the site and every chapter in a real browser (FLAGS=slow: those that train too; needs chromium and `pip install playwright`)
+	@command -v chromium google-chrome chrome >/dev/null || { echo "No browser here: install chromium (apt install chromium, brew install chromium), then try again."; exit 1; }
+	@$(PY) -c "import playwright" 2>/dev/null || { echo "Playwright is missing: $(PY) -m pip install playwright, then try again (no download of its browsers is needed)."; exit 1; }
+	@BROWSER=1 FLAGS="$(FLAGS)" $(PY) -m pytest -q tests/browser $(PYTEST)
+
+test-browser: browser
+
 check: $(READY)  ## seconds: export drift, clean notebooks, import order, size budget
 	@$(PY) -m pytest -q tests/test_house.py
 
@@ -90,4 +97,4 @@ $(READY): requirements.lock settings.ini setup.py
 	@$(PY) tests/house.py kernel
 	@touch $@ && echo "$(VENV) is ready."
 
-.PHONY: help lab quickstart bench test check oldest mutants run tidy docs hooks lock
+.PHONY: help lab quickstart bench test browser test-browser check oldest mutants run tidy docs hooks lock
