@@ -71,7 +71,7 @@ def opened(desk, chromium):
         pages.append(page)
         page.complaints = []
         page.on("console", lambda m: page.complaints.append(m.text[:200]) if m.type == "error" and not any(h in m.text for h in HARMLESS) else None)
-        page.goto(desk[1](f"lab/tree/{name}.ipynb"))
+        page.goto(desk[1](f"lab/workspaces/{secrets.token_hex(4)}/tree/{name}.ipynb"))      # a workspace of its own: nothing else is open
         page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
         page.wait_for_selector(".jp-StatusBar-TextItem:has-text('| Idle')", timeout=60_000)
         if dark:
