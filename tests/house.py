@@ -4,6 +4,7 @@
 `python tests/house.py kernel` installs the kernel that lets notebooks open unchanged; `make` calls it.
 `python tests/house.py board` writes the board of results into the README; `make cifar` calls it.
 `python tests/house.py metadata` gives every notebook the metadata that JupyterLab would.
+`python tests/house.py doors` writes what lets chapters run on Colab and Kaggle, if settings.ini has git_url, and takes it out if not.
 """
 import ast
 import base64
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from configparser import ConfigParser
 from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -247,7 +249,45 @@ def with_board(text):
     return re.sub(r"(<!-- board -->\n).*?(\n<!-- end of board -->)", lambda m: m[1] + table + m[2], text, flags=re.S)
 
 
+DOOR = """# On Colab and Kaggle: the package, and the results that chapters read
+import os
+from importlib.util import find_spec
+if not find_spec("imm_edu"):
+    get_ipython().system("git clone -q --depth 1 {url} imm_edu-book && pip install -q ./imm_edu-book")
+    os.chdir("imm_edu-book/nbs")"""
+
+
+def with_door(nb, stem, url, branch="main"):
+    "A chapter with links to Colab and Kaggle and a first cell that makes it run there; without an address, without them"
+    def mine(cell):
+        return cell["id"].endswith(("-door", "-links"))
+    cells = [c for c in nb["cells"] if not mine(c)]
+    if url:
+        place, number = f"{url}/blob/{branch}/nbs/{stem}.ipynb", stem.split("_")[0]
+        colab = place.replace("https://github.com/", "https://colab.research.google.com/github/")
+        links = f"[Open in Colab]({colab}) · [Open in Kaggle](https://kaggle.com/kernels/welcome?src={place})"
+        door = dict(cell_type="code", execution_count=None, id=f"{number}-door", metadata=dict(jupyter=dict(source_hidden=True)), outputs=[],
+                    source=DOOR.replace("{url}", url))
+        cells[1:1] = [dict(cell_type="markdown", id=f"{number}-links", metadata={}, source=links), door]
+    return nb | dict(cells=cells)
+
+
+def write_doors(path, url, branch="main"):
+    "Change the file only where something is to be changed"
+    before = read(path)
+    after = with_door(before, path.stem, url.rstrip("/"), branch)
+    if after["cells"] == before["cells"]:
+        return
+    for cell in after["cells"]:
+        cell["source"] = cell["source"].splitlines(keepends=True)
+    path.write_text(json.dumps(after, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def main(args):
+    if args == ["doors"]:
+        ini = ConfigParser(delimiters=["="])
+        ini.read(ROOT / "settings.ini", encoding="utf-8")
+        return [write_doors(p, ini["DEFAULT"]["git_url"], ini["DEFAULT"]["branch"]) for p in chapters()]
     if args == ["kernel"]:
         return install_kernel()
     if args == ["board"]:

@@ -55,7 +55,7 @@ def doors(name, git_url, branch):
 def chapter(path, git_url="", branch="main"):
     "A notebook as the site shows it: directives gone, folded cells folded, places to link to, solutions and questions folded at the end"
     nb, cells, heading = house.read(path), [], ""
-    for cell in nb["cells"]:
+    for cell in house.with_door(nb, path.stem, "")["cells"]:          # the page has doors of its own
         if cell["cell_type"] == "markdown":
             heading = (re.findall(r"^#+ +(.+)$", cell["source"], re.M) or [heading])[-1]
             cell["source"] = re.sub(r"\]\(solutions/\w+\.py\)", "](#Solutions)", cell["source"].replace("](index.ipynb", "](start.ipynb"))
