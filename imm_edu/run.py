@@ -387,7 +387,7 @@ def fit(
             if run and main: run.end(broken=str(e))
             raise
         except RuntimeError as e:
-            if not training.share or isinstance(e, torch.OutOfMemoryError): raise
+            if not training.share or not re.search("gloo|nccl|peer|connection", str(e), re.I): raise      # a fault of another kind
             raise Lost(keep_alone(run, training, main, e)) from e
         finally: bar.bar.close()
         leave(run, training, main)
