@@ -82,8 +82,8 @@ def check(f):
     return False
 
 def remember(f, folder="."):
-    "Beside the chapters, note the day on which this check has passed: chapter 40 shows it"
-    if not (Path(folder) / "40_practice.ipynb").exists(): return
+    "Beside the chapters, note the day on which the check of an exercise has passed: chapter 40 shows it"
+    if not f.__name__.startswith("exercise_") or not (Path(folder) / "40_practice.ipynb").exists(): return
     try: key = hashlib.blake2b(inspect.getsource(f).strip().encode(), digest_size=8).hexdigest()
     except OSError: return                              # it has no source that could be read
     path = Path(folder) / "practice.json"
