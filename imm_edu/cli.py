@@ -346,7 +346,7 @@ def sample_words(p):
 
 def eval_words(p):
     p.add_argument("run", metavar="DIR", help="the folder of a run")
-    p.add_argument("--n", type=int, help="samples (default: 1,000; for points 4,000)")
+    p.add_argument("--n", "--samples", type=int, metavar="N", help="samples (default: 1,000; for points 4,000); torchrun needs the long word")
     p.add_argument("--seed", type=int, default=0, metavar="N", help="of the samples (default: 0)")
     p.add_argument("--features", choices=["network", "inception", "dinov2"], default="network",
                    help="for images: those of a small network trained on the data, the standard FID's, or DINOv2's")
