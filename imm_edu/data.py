@@ -334,7 +334,8 @@ def cached(path, mark, make):
 def data_folder(root=None) -> Path:
     "The folder given; or the project's data folder, or data/ here where the library is installed elsewhere"
     if root is not None: return Path(root).expanduser()
-    home = Path(__file__).resolve().parents[1]
+    import imm_edu                                       # a notebook has no file of its own
+    home = Path(imm_edu.__file__).resolve().parents[1]
     return (home if (home / "nbs").is_dir() else Path.cwd()) / "data"
 
 # %% ../nbs/07_data.ipynb #07-052
