@@ -44,7 +44,7 @@ JOB = """#!/bin/bash
 # Three minutes before its time is over the training is asked to stop: it finishes a step and keeps everything. Submit the file
 # again to go on. Folders in the command must lie on a disk that all machines share.
 set -euo pipefail
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)    # reads to the end, where head(1) would break the pipe
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1    # else a restart may wait for the dead
 srun torchrun --nnodes={elastic} --nproc-per-node={gpus} --max-restarts=3 \\
     --rdzv-backend=c10d --rdzv-id="$SLURM_JOB_ID" --rdzv-endpoint="$head:29500" \\

@@ -125,9 +125,9 @@ def test_files_for_launchers(tmp_path):
 
 
 def test_the_job_runs_what_it_says(tmp_path):
-    "With stand-ins for the cluster's programs"
+    "With stand-ins for the cluster's programs; the list of machines is longer than a pipe holds"
     job = scale.launchers(tmp_path, ["train", "digits", "--out", "runs/a b"], machines=2, gpus=4)[2]
-    for name, text in dict(scontrol='echo one; echo two', srun='"$@"', torchrun='printf "%s\\n" "$@"').items():
+    for name, text in dict(scontrol='echo one; seq 20000', srun='"$@"', torchrun='printf "%s\\n" "$@"').items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
         (tmp_path / name).chmod(0o755)
     env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_JOB_ID": "17"}
