@@ -151,8 +151,10 @@ class Bench:
         case:str,            # one of CASES
         emit,                # called with each measurement, a dictionary, the moment it is made
         minutes:float=0.,    # for everything, roughly; 0: no limit
+        tell=None,           # called with a line before each measurement; None: to stderr
     ):
         self.case, self.emit, self.about = case, emit, surroundings()
+        self.tell = tell or (lambda line: print(line, file=sys.stderr, flush=True))
         self.net, self.end = load(case)[0].net, time.monotonic() + (60*minutes or math.inf)
         self.flops, self.layers = presets.forward_flops(self.net), sum(bool(m._parameters) for m in self.net.modules())
 
@@ -161,7 +163,7 @@ class Bench:
 
     def attempt(self, what, variant, f, *args):
         "What f finds; or None, and why"
-        print(f"{self.case}: {what}, {variant} ...", file=sys.stderr, flush=True)
+        self.tell(f"{self.case}: {what}, {variant} ...")
         try:
             need = .2*self.layers if what == "warm-up" and "compile" in variant else 0.       # seconds, at least
             if time.monotonic() + need < self.end: return f(*args)

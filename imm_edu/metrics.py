@@ -105,6 +105,7 @@ def frechet(a, b) -> float:
     "Squared Fréchet distance between the Gaussians of two sets of features [n, d], by torch-fidelity"
     from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
     a, b = two_sets(2, a=a, b=b)
+    if a.shape[1] == 1: return float((a.mean() - b.mean())**2 + (a.std() - b.std())**2)     # torch-fidelity wants two features
     if (n := min(len(a), len(b))) <= (d := a.shape[1]):
         warnings.warn(f"{n} samples of {d} features: the covariance has rank {n - 1} at most, and a Fréchet distance is "
                       "then mostly bias. Use more samples, fewer features, or kid", stacklevel=2)

@@ -544,11 +544,14 @@ shown = set()     # whose licence was shown
 
 def download(repo, file):
     "The path of a file from the Hub, fetched unless it is in the cache"
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
-    if repo == HUB and not shown and not isinstance(try_to_load_from_cache(repo, file), str):
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+    new = not isinstance(try_to_load_from_cache(repo, file), str)
+    if repo == HUB and not shown and new:
         print(LICENCE)
         shown.add(repo)
-    try: return hf_hub_download(repo, file)
+    try:
+        if new: get_hf_file_metadata(hf_hub_url(repo, file))       # fails at once where hf_hub_download would try for half a minute
+        return hf_hub_download(repo, file)
     except Exception as e:         # no network, no such repository, no permission: each client has its own classes for them
         site, here = f"https://huggingface.co/{repo}/resolve/main", Path.cwd()
         hand = (f"Fetch {site}/{file} by other means, put it anywhere, say at {here / file}, and load that path"

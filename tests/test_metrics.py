@@ -162,6 +162,12 @@ def test_with_fewer_samples_than_features():
     assert len(caught) == 1 and caught[0].filename == __file__, "where the sets were given"
 
 
+def test_a_single_feature():
+    x, y = 2 + 3*randn(100, 1, seed=0), randn(80, 1, seed=1)
+    beside = lambda v: torch.cat([v, torch.zeros_like(v)], 1)
+    assert m.frechet(x, y) == pytest.approx(m.frechet(beside(x), beside(y)), rel=1e-6), "a feature that is always zero adds nothing"
+
+
 def test_a_large_mean_costs_no_digits():
     x, y = (randn(500, 8, seed=i) @ randn(8, 8, seed=2) for i in (0, 1))
     assert m.frechet(x + 1e6, y + 1e6) == pytest.approx(m.frechet(x, y), rel=1e-6)

@@ -964,6 +964,7 @@ def test_to_the_hub_and_back(tmp_path, monkeypatch):
     assert set(FakeHub.sent) == {"config.json", "model.safetensors", "README.md"}
     for name, data in FakeHub.sent.items():
         (tmp_path / name).write_bytes(data)
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda url: None)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda repo, file: str(tmp_path / file))
     for back in (pretrained.load("me/mine"), pretrained.OnHub.from_pretrained(tmp_path)):
         assert type(back) is IMM and pretrained.describe(back) == pretrained.describe(model)
@@ -975,9 +976,11 @@ def test_to_the_hub_and_back(tmp_path, monkeypatch):
 def test_offline(monkeypatch, capsys):
     import huggingface_hub
 
-    def unreachable(*args, **kw):
-        raise huggingface_hub.errors.LocalEntryNotFoundError("offline")
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", unreachable)
+    def unreachable(url):
+        raise OSError(f"no network to reach {url}")
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", unreachable)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *args: pytest.fail("it would try for half a minute"))
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *args: None)
     monkeypatch.setattr(pretrained, "shown", set())
     for _ in range(2):
         with pytest.raises(ConnectionError, match="cifar10.pkl"):

@@ -12,7 +12,7 @@ import time
 import pytest
 
 import house
-from test_show import FLAGS, _answers, _browser, _run, _wait
+from test_show import FLAGS, _answers, _browser, _run, _stop_button, _wait
 
 ON = os.environ.get("BROWSER") == "1"
 TRAIN = {"21_digits", "22_cifar10"}                # Run All trains for minutes, by design
@@ -71,6 +71,7 @@ def opened(desk, chromium):
         pages.append(page)
         page.complaints = []
         page.on("console", lambda m: page.complaints.append(m.text[:200]) if m.type == "error" and not any(h in m.text for h in HARMLESS) else None)
+        page.on("pageerror", lambda e: page.complaints.append(str(e)[:200]))
         page.goto(desk[1](f"lab/workspaces/{secrets.token_hex(4)}/tree/{name}.ipynb"))      # a workspace of its own: nothing else is open
         page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
         page.wait_for_selector(".jp-StatusBar-TextItem:has-text('| Idle')", timeout=60_000)
@@ -89,14 +90,28 @@ def opened(desk, chromium):
         page.close()
 
 
-def slider(page):
-    "The first slider's handle that can be moved, and the picture beside it"
-    handle = page.query_selector(".jp-OutputArea .widget-slider .noUi-handle")
-    return handle, handle and handle.evaluate_handle("e => e.closest('.jp-OutputArea-output').querySelector('img')")
+def drag(page, handle):
+    "Drag a slider until the picture of its panel is another one: the seconds that took, or None. One of two ways is not the slider's end"
+    source = "e => { const i = e.closest('.imm-view').querySelector('img'); return i && i.src }"
+    handle.scroll_into_view_if_needed()
+    before = handle.evaluate(source)
+    for way in (150, -150):
+        box = handle.bounding_box()
+        x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        page.mouse.move(x, y)
+        page.mouse.down()
+        began = time.time()
+        page.mouse.move(x + way, y)
+        while (found := handle.evaluate(source)) == before and time.time() < began + 5:
+            time.sleep(.005)
+        seconds = time.time() - began
+        page.mouse.up()
+        if found != before:
+            return seconds
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_chapter_runs_and_its_panel_answers(desk, opened, name, capsys):
+def test_a_chapter_runs_and_its_panels_answer(desk, opened, name, capsys):
     page, file, start = opened(name), desk[0] / f"{name}.ipynb", time.time()
     _run(page, "docmanager:save")
     _wait(lambda: file.stat().st_mtime > start - 1, 30, "the notebook is not saved")
@@ -107,27 +122,14 @@ def test_a_chapter_runs_and_its_panel_answers(desk, opened, name, capsys):
     assert not errors, "cells with an error"
     assert not stderr, "cells that write to stderr, which JupyterLab shows in red"
     assert not page.query_selector_all(".jp-OutputArea :text('Error displaying widget'), .jupyter-widgets-disconnected"), "a broken widget"
+    assert len(page.query_selector_all(".imm-view")) == sum("Panel(" in str(o) or "Explorer(" in str(o) for _, o in cells), "panels that are not shown"
+    handles = page.query_selector_all(".jp-OutputArea .imm-view .noUi-handle")
+    took = [drag(page, handle) for handle in handles]
+    assert None not in took, f"sliders whose panel's picture does not follow them, of {len(took)}: {[i for i, t in enumerate(took) if t is None]}"
     assert not page.complaints, "the browser's console has errors"
-    handle, picture = slider(page)
-    if not handle:
-        return
-    handle.scroll_into_view_if_needed()
-    before = picture.evaluate("e => e.src")
-    for way in (60, -60):                                               # one of the two is not the end of the slider
-        box = slider(page)[0].bounding_box()
-        x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-        page.mouse.move(x, y)
-        page.mouse.down()
-        began = time.time()
-        page.mouse.move(x + way, y, steps=3)
-        while slider(page)[1].evaluate("e => e.src") == before and time.time() < began + 5:
-            time.sleep(.02)
-        page.mouse.up()
-        if slider(page)[1].evaluate("e => e.src") != before:
-            break
-    assert slider(page)[1].evaluate("e => e.src") != before, "the panel's picture does not follow its first slider"
-    with capsys.disabled():
-        print(f" {name}: another picture after {time.time() - began:.2f} s ", end="")
+    if took:
+        with capsys.disabled():
+            print(f" {name}: another picture after {', '.join(f'{1000*t:.0f}' for t in took)} ms ", end="")
 
 
 @pytest.mark.parametrize("width, dark", [(800, False), (800, True), (1280, True)])
@@ -142,39 +144,70 @@ def test_readable(opened, name, width, dark):
 
 TRAINING = """
 import os, time
-from imm_edu import presets, run
+from imm_edu import presets, run, show
 from imm_edu.data import toy
 from imm_edu.objective import Objective
 from imm_edu.train import Config
 
-def view(training, record):
-    time.sleep(.02)
-    if record.step == 1: print("process", os.getpid(), flush=True)
+class Slow(show.Live):
+    def __call__(self, training, record):
+        time.sleep(.02)
+        if record.step == 1: print("process", os.getpid(), flush=True)
+        super().__call__(training, record)
 
-training = run.fit(presets.get("toy-moons").model(), toy("moons"), Objective(k=9, M=4), Config(steps=200, batch=32, save_every=20), "killed", view)
-print("ended at step", training.steps)
+def train():
+    config = Config(steps=200, batch=32, save_every=20)
+    training = run.fit(presets.get("toy-moons").model(), toy("moons"), Objective(k=9, M=4), config, "FOLDER", Slow())
+    print("ended at step", training.steps)
 """
+
+
+def training(folder, *cells):
+    "Write a notebook beside the folder of its run: cells that call train()"
+    kernel = dict(kernelspec=dict(display_name="Python 3 (ipykernel)", language="python", name="python3"))
+    cells = [dict(cell_type="code", id=f"c{i}", metadata={}, execution_count=None, outputs=[], source=source)
+             for i, source in enumerate([TRAINING.replace("FOLDER", folder.name), *cells])]
+    folder.with_suffix(".ipynb").write_text(json.dumps(dict(cells=cells, metadata=kernel, nbformat=4, nbformat_minor=5)))
+
+
+def printed(page):
+    return "\n".join(e.inner_text() for e in page.query_selector_all(".jp-OutputArea-output pre"))
+
+
+def logged(folder):
+    "The steps in the log of a run"
+    log = folder / "metrics.jsonl"
+    return [json.loads(line)["step"] for line in log.read_text().splitlines()] if log.exists() else [0]
+
+
+def test_stop_and_the_next_cell_goes_on(desk, opened):
+    "Run All, with Stop clicked in the first of two cells that train in one folder"
+    training(desk[0] / "halted", "train()", "print('now the second'); train()")
+    page = opened("halted", seconds=0)
+    _wait(lambda: logged(desk[0] / "halted")[-1] >= 70, 60, "the training does not come on")
+    _stop_button(page).click()
+    page.wait_for_selector(".jp-OutputArea pre:has-text('now the second')", timeout=30_000)
+    stopped = int(printed(page).split("ended at step")[1].split()[0])
+    assert 70 <= stopped < 150, f"Stop was clicked at about step 70 of 200, and the first cell went on to step {stopped}"
+    page.wait_for_selector(".jp-OutputArea pre:has-text('ended at step 200')", timeout=60_000)
+    assert logged(desk[0] / "halted") == [*range(10, 201, 10)], "every line of the log once: the second cell goes on where the first was stopped"
 
 
 def test_a_kernel_killed_in_training(desk, opened):
     "The cell goes on where the last checkpoint was"
-    cell = dict(cell_type="code", id="fit", metadata={}, execution_count=None, outputs=[], source=TRAINING)
-    kernel = dict(kernelspec=dict(display_name="Python 3 (ipykernel)", language="python", name="python3"))
-    (desk[0] / "killed.ipynb").write_text(json.dumps(dict(cells=[cell], metadata=kernel, nbformat=4, nbformat_minor=5)))
+    training(desk[0] / "killed", "train()")
     page = opened("killed", seconds=0)
     said = page.wait_for_selector(".jp-OutputArea pre:has-text('process')", timeout=60_000).inner_text()
-    log = desk[0] / "killed" / "metrics.jsonl"
-    steps = lambda: [json.loads(line)["step"] for line in log.read_text().splitlines()] if log.exists() else [0]
-    _wait(lambda: steps()[-1] >= 70, 60, "the training does not come on")
+    _wait(lambda: logged(desk[0] / "killed")[-1] >= 70, 60, "the training does not come on")
     os.kill(int(said.split("process")[1].split()[0]), signal.SIGKILL)
-    reached = steps()[-1]
+    reached = logged(desk[0] / "killed")[-1]
     time.sleep(5)                                                       # the server notices and starts another kernel
     for _ in range(3):
         if page.query_selector("dialog.jp-Dialog"):
             page.keyboard.press("Enter")
             time.sleep(1)
     _run(page, "notebook:run-all-cells")
-    text = page.wait_for_selector(".jp-OutputArea pre:has-text('ended at step 200')", timeout=90_000).inner_text()
-    again = int(text.split("at step ")[1].split(",")[0])
+    page.wait_for_selector(".jp-OutputArea pre:has-text('ended at step 200')", timeout=90_000)
+    again = int(printed(page).split("going on with")[1].split("at step ")[1].split(",")[0])
     assert 0 <= reached - again <= 20, f"killed after step {reached}, it went on at step {again}: at most save_every = 20 steps may be lost"
-    assert steps() == [*range(10, 201, 10)], "every line of the log once"
+    assert logged(desk[0] / "killed") == [*range(10, 201, 10)], "every line of the log once"

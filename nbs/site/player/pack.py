@@ -1,6 +1,6 @@
 """Everything the player needs, in one folder: `python nbs/site/player/pack.py OUT_FOLDER`.
 
-It writes `models.js`, the kept models in float16 and base64, since a page opened as a file may fetch nothing; `player.png`, what the
+It writes `models.js`, the kept models in float16 and base85, since a page opened as a file may fetch nothing; `player.png`, what the
 page shows where scripts are off; and `index.html`, the player alone, with player.js and player.css beside it.
 """
 import base64
@@ -35,7 +35,7 @@ PAGE = """<!doctype html>
 
 
 def text(array) -> str:
-    return base64.b64encode(array.tobytes()).decode("ascii")
+    return base64.b85encode(array.tobytes()).decode("ascii")
 
 
 def pack(model) -> dict:

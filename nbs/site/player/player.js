@@ -11,10 +11,18 @@ ACIAhq/QAEACESIBIhEyASIRQgEiEVIAkhCiAJIAVqIQwgBSEOIAVBAXQhDyAPIAVqIRAgASAIaiELA0
 0JAgD95gH95AEhEyAUIBEgCiAPav0JAgD95gH95AEhFCAVIBEgCiAQav0JAgD95gH95AEhFSALIAZqIQsgCkEEaiIKIAxJDQALIA0gEv0LBAAgDSAGaiINIBP9CwQAIA
 0gBmoiDSAU/QsEACANIAZqIg0gFf0LBAAgDSAGaiENIAkgEGogBWohCSAHQQRqIgcgBEkNAAsgCEEQaiIIIAZJDQALCw==`.replace(/\s/g, "");
 
-function bytes(base64) {
-  const text = atob(base64), out = new Uint8Array(text.length);
-  for (let i = 0; i < text.length; i++) out[i] = text.charCodeAt(i);        // a loop: there is a million of them
-  return out;
+// Numbers come in base85, as Python's base64.b85encode writes it: five letters for four bytes, a twentieth less text than base64
+const LETTERS = new Uint8Array(128);
+[..."0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz!#$%&()*+-;<=>?@^_`{|}~"].forEach((c, i) => LETTERS[c.charCodeAt(0)] = i);
+
+function bytes(text) {
+  const words = Math.ceil(text.length / 5), view = new DataView(new ArrayBuffer(4 * words));
+  for (let w = 0, i = 0; w < words; w++) {
+    let n = 0;
+    for (let c = 0; c < 5; c++, i++) n = 85 * n + (i < text.length ? LETTERS[text.charCodeAt(i)] : 84);
+    view.setUint32(4 * w, n);
+  }
+  return new Uint8Array(view.buffer, 0, Math.floor(text.length * 4 / 5));
 }
 const four = n => n + 3 & ~3;                              // rows and columns come in fours, as the product takes them
 
@@ -25,7 +33,7 @@ class Memory {
     this.product = null;
     if (!plain) try {
       const memory = new WebAssembly.Memory({ initial: pages });
-      this.product = new WebAssembly.Instance(new WebAssembly.Module(bytes(PRODUCT)), { player: { memory } }).exports.product;
+      this.product = new WebAssembly.Instance(new WebAssembly.Module(Uint8Array.from(atob(PRODUCT), c => c.charCodeAt(0))), { player: { memory } }).exports.product;
       this.buffer = memory.buffer;
     } catch { /* WebAssembly or its vectors are missing or forbidden: plain JavaScript does the same, slower */ }
     this.floats = new Float32Array(this.buffer);
@@ -56,7 +64,7 @@ class Memory {
   }
 }
 
-// ---- Weights: float16 in base64, in the order and with the names and shapes of the state_dict
+// ---- Weights: float16 in base85, in the order and with the names and shapes of the state_dict
 
 const HALF = new Float32Array(65536);                        // what each of the 16-bit patterns means
 for (let h = 0; h < 65536; h++) {
