@@ -274,12 +274,12 @@ def read_board(path) -> list:
 
 def board_table(rows) -> str:
     "The board in Markdown, the best score in two jumps first"
-    head = ("score, 1 jump", "2 jumps", "features, n", "preset", "pictures", "minutes", "images/s", "of peak", "machine", "commit")
+    head = ("score, 1 jump", "2 jumps", "features, n", "preset", "pictures", "min", "images/s", "of peak", "machine", "commit")
     lines = [head, ["---"]*len(head)]
     for r in sorted(rows, key=lambda r: (r["features"], r["score"]["2"])):
         share = f"{r['of_peak']:.0%} of {r['peak'] / 1e12:.3g} TFLOP/s"
         lines.append((f"{r['score']['1']:.2f}", f"{r['score']['2']:.2f}", f"{r['features']}, {r['n']:,}", r["preset"], f"{r['data']}, {r['size']}x{r['size']}",
-                      f"{r['minutes']:.0f}", f"{r['images_s']:,.0f}", share, r["gpu"] or f"CPU, {r['threads']} threads", r["commit"]))
+                      f"{r['minutes']:.0f}", f"{r['images_s']:,.0f}", share, r["gpu"] or f"CPU, {r['threads']} threads", r["commit"][:7] + r["commit"][12:]))     # "-dirty" stays
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 def board_row(folder, preset, recipe) -> dict:

@@ -63,10 +63,10 @@ def chromium(desk):
 
 @pytest.fixture
 def opened(desk, chromium):
-    "Open a notebook and run it all; the page carries what the console complained about. Kernels end with the test"
+    "Open a notebook and run it all, for so many seconds; the page carries what the console complained about. Kernels end with the test"
     pages = []
 
-    def go(name, seconds=300, width=1280, dark=False):
+    def go(name, seconds=300, width=1280, dark=False, run=True):
         page = chromium.new_page(viewport=dict(width=width, height=1000))
         pages.append(page)
         page.complaints = []
@@ -78,9 +78,10 @@ def opened(desk, chromium):
         if dark:
             page.evaluate("() => { window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'}) }")
         _run(page, "application:toggle-left-area")
-        _run(page, "notebook:run-all-cells")
+        if run:
+            _run(page, "notebook:run-all-cells")
         time.sleep(2)
-        if seconds:
+        if run and seconds:
             _wait(lambda: not page.evaluate(BUSY), seconds, f"{name} still runs after {seconds} s")
         return page
     yield go
@@ -112,7 +113,7 @@ def drag(page, handle):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_chapter_runs_and_its_panels_answer(desk, opened, name, capsys):
-    page, file, start = opened(name), desk[0] / f"{name}.ipynb", time.time()
+    page, file, start = opened(name, 3000 if name in TRAIN else 300), desk[0] / f"{name}.ipynb", time.time()
     _run(page, "docmanager:save")
     _wait(lambda: file.stat().st_mtime > start - 1, 30, "the notebook is not saved")
     time.sleep(1)
@@ -132,14 +133,28 @@ def test_a_chapter_runs_and_its_panels_answer(desk, opened, name, capsys):
             print(f" {name}: another picture after {', '.join(f'{1000*t:.0f}' for t in took)} ms ", end="")
 
 
-@pytest.mark.parametrize("width, dark", [(800, False), (800, True), (1280, True)])
-@pytest.mark.parametrize("name", ["01_flow", "40_practice"])
-def test_readable(opened, name, width, dark):
-    page = opened(name, width=width, dark=dark)
+def readable(page, width):
     assert page.evaluate(WIDE) == 0, f"pictures that end beyond the window of {width} pixels"
     ink = page.evaluate("() => getComputedStyle(document.querySelector('.jp-Notebook')).getPropertyValue('--jp-content-font-color1')")
     ground = page.evaluate("() => getComputedStyle(document.body).getPropertyValue('--jp-layout-color0')")
     assert ink.strip() and ink != ground, "letters must not have the colour of the page"
+
+
+@pytest.mark.parametrize("name", [p.stem for p in house.chapters()])
+def test_what_is_stored_can_be_read(opened, name):
+    "Before anything has run, in a narrow window and in the dark"
+    page = opened(name, width=800, dark=True, run=False)
+    readable(page, 800)
+    wide = page.evaluate("""() => [...document.querySelectorAll('.jp-OutputArea-output table, .jp-RenderedMarkdown table')]
+        .filter(e => e.getBoundingClientRect().right > innerWidth).map(e => [e.getBoundingClientRect().right, e.innerText.slice(0, 60)])""")
+    assert not wide, f"tables that end beyond the window: {wide}"
+    assert not page.complaints, "the browser's console has errors"
+
+
+@pytest.mark.parametrize("width, dark", [(800, False), (800, True), (1280, True)])
+@pytest.mark.parametrize("name", ["01_flow", "40_practice"])
+def test_what_has_run_can_be_read(opened, name, width, dark):
+    readable(opened(name, width=width, dark=dark), width)
 
 
 TRAINING = """
