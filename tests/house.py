@@ -184,9 +184,12 @@ def first_picture(path):
 # ---- run: fill in the outputs that are committed
 
 def _without_widgets(nb):
-    "Drop live widgets from stored outputs: without a kernel they show an error, their static picture shows"
-    for out in outputs(nb):
-        out.get("data", {}).pop(WIDGET, None)
+    "Drop live widgets from stored outputs: without a kernel they show an error. Their static picture shows; a bar has none, and goes"
+    for cell in code_cells(nb):
+        alone = lambda out: WIDGET in out.get("data", {}) and not set(out["data"]) - {WIDGET, "text/plain"}
+        cell["outputs"] = [out for out in cell["outputs"] if not alone(out)]
+        for out in cell["outputs"]:
+            out.get("data", {}).pop(WIDGET, None)
 
 
 def run(path):
