@@ -86,6 +86,9 @@ def test_outputs_are_there_and_fit_to_show(path):
     assert house.pictures(nb), f"{path.name} stores no picture: make run NB=nbs/{path.name}"
     live = [o for o in house.outputs(nb) if house.WIDGET in o.get("data", {})]
     assert not live, f"{path.name} stores a live widget, which shows an error where no kernel runs: make run NB=nbs/{path.name}"
+    assert any("show.setup(" in c["source"] for c in house.code_cells(nb)), f"{path.name} draws in black, which a dark page hides: call show.setup()"
+    title, _, rest = nb["cells"][0]["source"].partition("\n\n")
+    assert title.startswith("# ") and rest.startswith("**"), f"{path.name} must open with a title and, in bold, what it is about"
 
 
 ROAD = [p for p in house.chapters() if p.stem[:2] in {"in", *(f"{i:02}" for i in range(7)), "09"}]
@@ -143,14 +146,16 @@ def test_lock_installs_on_the_oldest_python():
 def test_what_is_stored_of_a_print_and_of_a_progress_bar(tmp_path):
     import nbformat.v4 as v4
     code = r"""import sys, time
+from tqdm.notebook import tqdm
+for _ in tqdm(range(3)): pass
 print("one ", end="", flush=True); time.sleep(.2); print("line")
 for i in range(3): sys.stderr.write(f"\r{i}0%"); sys.stderr.flush(); time.sleep(.2)
 sys.stderr.write("\r   \r");"""
     path = tmp_path / "bar.ipynb"
     path.write_text(v4.writes(v4.new_notebook(cells=[v4.new_code_cell(code)])))
     house.run(path)
-    outputs = [(o["name"], "".join(o["text"])) for o in house.outputs(house.read(path))]
-    assert outputs == [("stdout", "one line\n")], "a print is one piece, and a bar that was wiped away leaves nothing"
+    outputs = [(o.get("name"), "".join(o.get("text", ""))) for o in house.outputs(house.read(path))]
+    assert outputs == [("stdout", "one line\n")], "a print is one piece; a bar that was wiped away leaves nothing, nor does one that is a widget"
 
 
 @pytest.mark.parametrize("path", house.chapters(), ids=lambda p: p.stem)
