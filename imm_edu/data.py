@@ -294,6 +294,7 @@ def atomic(path:Path):
         mode = part.stat().st_mode       # of any new file here; some writers leave one that nobody else may read
         yield part
         part.chmod(mode)
+        with open(part, "rb+") as f: os.fsync(f.fileno())      # on the disk, before the name points to it
         os.replace(part, path)
     finally: part.unlink(missing_ok=True)
 
