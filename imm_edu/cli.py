@@ -398,7 +398,8 @@ COMMANDS = dict(
   imm-edu train cifar10-coffee --out runs/flow --scores 4 --set loss=flow_matching
   accelerate launch -m imm_edu.cli train cifar10-paper --out runs/cifar --accumulate 8
 Ctrl-C stops after the current step and keeps everything; the same command goes on.
-Exit status: 0 done, 1 last checkpoint not written, 2 a slip or a fault of the machine, 3 the training is dead, 130 stopped."""),
+Exit status: 0 done, 1 last checkpoint not written, 2 a slip or a fault of the machine,
+3 the training is dead, 130 stopped."""),
     sample=(sample_command, sample_words, "draw samples from a model into a picture", """examples:
   imm-edu sample runs/digits --out digits.png
   imm-edu sample runs/digits --out seven.png --label 7 --n 36 --steps 1 --guidance 2
