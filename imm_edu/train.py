@@ -126,7 +126,7 @@ class Meter:
     "Loss, gradient norm and speed; they stay on a GPU until they are read, so that no step waits for them"
     def __init__(self, patience:int):
         self.unread, self.busy, self.loss, self.grad_norm, self.images_s = [], 0., math.nan, math.nan, 0.
-        self.skipped, self.bad = 0, deque(maxlen=5*patience)        # bad: of the last steps, which moved nothing
+        self.skipped, self.bad = 0, deque(maxlen=5*patience)        # bad: of the last steps, which taught nothing
 
     def add(self, loss:Tensor, norm:Tensor, seconds:float):
         self.unread.append(torch.stack([loss, norm.to(loss)]))
@@ -300,7 +300,7 @@ class Training:
             raise Broken(f"{count} of the last {len(m.bad)} steps had a gradient that is {what}, up to step {self.steps}. "
                          + self.remedy(range(first, self.steps), what))
         if count == 1 and self.precision != "fp16" or count == c.patience // 2:       # fp16 finds its scale by such steps
-            print(f"step {self.steps}: the gradient is {what}; {count} of the last {len(m.bad)} steps changed nothing", flush=True)
+            print(f"step {self.steps}: the gradient is {what}; {count} of the last {len(m.bad)} steps taught nothing", flush=True)
         return fresh
 
     def remedy(self, steps, what:str) -> str:

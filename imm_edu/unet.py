@@ -166,7 +166,7 @@ class UNet(nn.Module):
         classes:int=0,          # 0: not conditioned on labels
         heads:int=1,            # attention heads
         checkpoint:bool=False,  # keep only block boundaries for the backward pass and compute the rest again
-        augment:int=0,          # augmentation labels it takes: 9 for those of chapter 07
+        augment:int=0,          # augmentation labels it takes: 9 for those of chapter 07a
     ):
         super().__init__()
         self.config = dict(size=size, channels=channels, width=width, mults=list(mults), blocks=blocks,

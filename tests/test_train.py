@@ -95,7 +95,7 @@ def test_a_step_that_is_not_finite_changes_nothing(capsys):
         if record.step == 3:
             assert all(torch.equal(a, b) for a, b in zip(before, training_.params)), "the weights must stay as they were"
     assert record.skipped == 1 and math.isfinite(record.loss)
-    assert "step 3: the gradient is not finite; 1 of the last 3 steps changed nothing" in capsys.readouterr().out
+    assert "step 3: the gradient is not finite; 1 of the last 3 steps taught nothing" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("kw, words", [
