@@ -78,7 +78,7 @@ def check(f):
         found = f"your code stopped with {type(e).__name__}: {e}"
         if "ellipsis" in found.lower(): found = "write your answer in place of the dots"
     else: print(f"{title}: right."); remember(f); return True
-    print(f"{title}: not yet. {found[0].upper() + found[1:]}.")
+    print(f"{title}: not yet. {found[0].upper() + found[1:]}{'' if found[-1] in '.?!' else '.'}")
     return False
 
 def remember(f, folder="."):
