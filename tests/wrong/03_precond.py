@@ -73,3 +73,8 @@ answer = "euler_fm"
 
 # Exercise 5: a name that is none
 answer = "x-prediction"
+
+# Exercise 2: forgets that the variance at the end is not the one at the start
+def kept(flow, times):
+    t, s = times[:-1], times[1:]
+    return ((flow.dot(s, t) / flow.dot(t, t))**2).prod()

@@ -61,3 +61,6 @@ def features(x, frequencies):
 def features(x, frequencies):
     phase = 2 * math.pi * x @ frequencies
     return torch.cat([phase.cos(), phase.sin()], 1) / frequencies.shape[1]**.5
+
+# Exercise 1: a change in which the wave hardly moves
+answer = 1e-6

@@ -34,3 +34,7 @@ def target(x, eps, t, s, sigma_d): return (eps - x) / sigma_d
 
 # Exercise 3: forgets the minus of c_out
 def target(x, eps, t, s, sigma_d): return -((1 - t)*eps - t*x) / (sigma_d * ((1 - t)**2 + t**2)**.5)
+
+# Exercise 2: another method of second order, the midpoint's
+def heun(x, t, s, velocity):
+    return x + (s - t) * velocity(x + (s - t)/2 * velocity(x, t), (t + s)/2)
