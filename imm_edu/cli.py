@@ -8,7 +8,7 @@ __all__ = ['OPTIONS', 'COMMANDS', 'SLIPS', 'is_toy', 'draw', 'sheet', 'picture',
            'launcher_words', 'launcher_command', 'presets_words', 'presets_command', 'parser', 'main']
 
 # %% ../nbs/15_cli.ipynb #15-002
-import argparse, ast, json, math, os, shutil, sys, time
+import argparse, ast, json, math, os, re, shutil, sys, time
 from datetime import timedelta
 from functools import partial
 from importlib import import_module
@@ -279,7 +279,7 @@ def board_table(rows) -> str:
     for r in sorted(rows, key=lambda r: (r["features"], r["score"]["2"])):
         share = f"{r['of_peak']:.0%} of {r['peak'] / 1e12:.3g} TFLOP/s"
         lines.append((f"{r['score']['1']:.2f}", f"{r['score']['2']:.2f}", f"{r['features']}, {r['n']:,}", r["preset"], f"{r['data']}, {r['size']}x{r['size']}",
-                      f"{r['minutes']:.0f}", f"{r['images_s']:,.0f}", share, r["gpu"] or f"CPU, {r['threads']} threads", r["commit"][:7] + r["commit"][12:]))     # "-dirty" stays
+                      f"{r['minutes']:.0f}", f"{r['images_s']:,.0f}", share, r["gpu"] or f"CPU, {r['threads']} threads", re.sub("([0-9a-f]{7})[0-9a-f]{5}", r"\1", r["commit"] or "")))
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 def board_row(folder, preset, recipe) -> dict:

@@ -574,3 +574,12 @@ def test_a_file_of_tensors(tmp_path):
         data.tensors(file)
     with pytest.raises(FileNotFoundError, match="is no file"):
         data.tensors(tmp_path / "none.safetensors")
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    "After a power cut a name without its content would be all that is left"
+    done = []
+    monkeypatch.setattr("os.fsync", lambda number: done.append("flushed"))
+    monkeypatch.setattr("os.replace", lambda a, b: done.append("named"))
+    with data.atomic(tmp_path / "file") as part: part.write_text("x")
+    assert done == ["flushed", "named"]

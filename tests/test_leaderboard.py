@@ -52,6 +52,12 @@ def test_the_best_in_two_jumps_comes_first():
     assert text.index("8.00") < text.index("9.00")
 
 
+@pytest.mark.parametrize("commit, shown", [("87aade384000", "87aade3"), ("87aade384000-dirty", "87aade3-dirty"), ("v1.2-5-g87aade384000", "v1.2-5-g87aade3"), (None, "")])
+def test_a_commit_is_shown_short(commit, shown):
+    row = dict(preset="p", data="d", size=8, minutes=1, images_s=1, of_peak=.1, peak=1e12, n=10, features="f", gpu=None, threads=1, commit=commit)
+    assert cli.board_table([row | dict(score={"1": 3, "2": 9})]).endswith(f"| {shown} |")
+
+
 def test_the_readme_shows_the_board():
     readme = (house.ROOT / "README.md").read_text(encoding="utf-8")
     assert readme == house.with_board(readme), "README.md shows another board than nbs/results/leaderboard.jsonl: python tests/house.py board"
